@@ -333,6 +333,26 @@ def keep_top_p(logits, top_p):
     return logits.masked_fill((before >= top_p).scatter(-1, order, before >= top_p), -torch.inf)
 
 
+def sample_ahead(generator, batches, steps, config):
+    """Sample the batches of several steps in one call: one list a step of (prompt, [rollout, ...]).
+
+    Each prompt of a step has a seed of its own, so the tokens are the same however many steps go together.
+    """
+    asked = [(step, prompt) for step in steps for prompt in next(batches)]
+    groups = generator.sample(
+        [prompt for _, prompt in asked],
+        n=config.samples_per_prompt,
+        temperature=config.temperature,
+        top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
+        max_tokens=config.max_new_tokens,
+        seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in asked],
+    )
+    sampled = {step: [] for step in steps}
+    for (step, prompt), group in zip(asked, groups, strict=True):
+        sampled[step].append((prompt, group))
+    return list(sampled.values())
+
+
 def check_engine(engine):
     """ValueError in one line if the engine is not installed here."""
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:

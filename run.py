@@ -60,6 +60,13 @@ class Positive(float):
         return super().__new__(cls, number(text, lambda v: 0 < v < math.inf, "a number above 0"))
 
 
+class Coefficient(float):
+    """A flag's type: a finite number from 0 up; 0 takes the term out of the loss."""
+
+    def __new__(cls, text):
+        return super().__new__(cls, number(text, lambda v: 0 <= v < math.inf, "a number from 0 up"))
+
+
 class Share(float):
     """A flag's type: a number above 0 and at most 1."""
 
@@ -167,6 +174,12 @@ class Run:
         tokenizer.save_pretrained(aside)
         aside.rename(final)
         return final
+
+
+def mean(values):
+    """The mean, or None where there is nothing to average."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
 
 
 def read_metrics(directory):

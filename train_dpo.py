@@ -13,7 +13,7 @@ Llama-3.1-8B-Instruct.
 """
 
 import random
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -25,11 +25,23 @@ from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
 from data import PromptIterator, load_prompts
-from generate import check_engine, fit_context, load_generator, request_seed
+from generate import check_engine, fit_context, load_generator, sample_ahead
 from model import TINY_MODEL, copy_weights, frozen_copy, init_ranks, load_policy, load_tokenizer, token_logps
 from rewards import MathVerifier, gradable
-from run import Count, Every, Positive, Run, Stopwatch, one_line_errors, parse_flags, refuse_used
+from run import (
+    Coefficient,
+    Count,
+    Every,
+    Positive,
+    Run,
+    Stopwatch,
+    mean,
+    one_line_errors,
+    parse_flags,
+    refuse_used,
+)
 from sync import sync
+from train_grpo import group_advantages, grpo_loss, kl_estimate
 
 
 @dataclass
@@ -52,12 +64,26 @@ class Config:
     samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
     max_new_tokens: Count = HfArg(default=64, help="A response is cut after so many tokens.")
     temperature: Positive = HfArg(default=1.0, help="Of sampling, and of every log-prob in training.")
-    pairing: Literal["random", "bestworst"] = HfArg(
-        default="random", help="A right and a wrong response, drawn; or the highest and the lowest reward."
+    pairing: Literal["random", "bestworst", "all"] = HfArg(
+        default="random",
+        help="A right and a wrong response, drawn; or the highest and the lowest reward; or all right with "
+        "all wrong ones (GroupDPO).",
     )
     beta: Positive = HfArg(
         default=0.1,
         help="DPO's beta: how much a nat of log-prob, relative to the reference, weighs.",
+    )
+    length_normalize: bool = HfArg(
+        default=False, help="In the DPO loss, the mean of a response's log-probs instead of their sum."
+    )
+    nll_coef: Coefficient = HfArg(
+        default=0.0, help="Times the chosen responses' negative log-likelihood per token; the paper tries 1."
+    )
+    entropy_coef: Coefficient = HfArg(
+        default=0.0, help="Times the next-token entropy, a bonus; the paper tries 1e-4 to 5e-4."
+    )
+    grpo_coef: Coefficient = HfArg(
+        default=0.0, help="Times GRPO's loss of all responses to the paired prompts; the paper: 0.01, 0.001."
     )
     dtype: Literal["float32", "bfloat16"] | None = HfArg(
         default=None,
@@ -129,6 +155,18 @@ def pick_pairs(rewards, how="random", rng=None):
     return pairs
 
 
+def locate_pairs(pairs, rows):
+    """Where pairs stand in a micro-batch: rows of the chosen, rows of the rejected, and weights, all (N,).
+
+    pairs: the step's [(prompt, chosen, rejected), ...]; rows: the responses in the micro-batch, in the same
+    indices. A pair weighs 1 / (pairs of its prompt), so that every prompt counts the same. A response has one
+    row however many pairs it is in: GroupDPO runs the model once for each response, not twice for each pair.
+    """
+    row_of, pairs_of = {index: row for row, index in enumerate(rows)}, Counter(p for p, _, _ in pairs)
+    here = [(row_of[c], row_of[r], 1 / pairs_of[p]) for p, c, r in pairs if c in row_of]
+    return tuple(torch.tensor(column) for column in zip(*here, strict=True))
+
+
 # --- The batch ---
 
 
@@ -150,49 +188,24 @@ def to_batch(rollouts, device):
     return input_ids.to(device), response_mask.to(device), old_logps.to(device)
 
 
-def micro_batches(pairs, max_tokens):
-    """Split (chosen, rejected) pairs of rollouts into lists of at most max_tokens tokens, padding included.
+def micro_batches(groups, rollouts, max_tokens):
+    """Split groups of indices into rollouts into batches of at most max_tokens tokens, padding included.
 
-    Pairs of like length stand together, so that little is padded. A single pair over the limit stands alone.
+    Yields lists of indices. A group stays whole, and alone if it is over the limit. Groups of like length
+    stand together, so that little is padded.
     """
 
-    def longest(pair):
-        return max(len(r.prompt_ids) + len(r.response_ids) for r in pair)
+    def longest(group):
+        return max(len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) for i in group)
 
     batch = []
-    for pair in sorted(pairs, key=longest):
-        if batch and 2 * (len(batch) + 1) * longest(pair) > max_tokens:
+    for group in sorted(groups, key=longest):
+        if batch and (len(batch) + len(group)) * longest(group) > max_tokens:
             yield batch
             batch = []
-        batch.append(pair)
+        batch = batch + group
     if batch:
         yield batch
-
-
-def mean(values):
-    """The mean, or None where there is nothing to average."""
-    values = list(values)
-    return sum(values) / len(values) if values else None
-
-
-def sample_ahead(generator, batches, steps, config):
-    """Sample the batches of several steps in one call: one list a step of (prompt, [rollout, ...]).
-
-    Each prompt of a step has a seed of its own, so the tokens are the same however many steps go together.
-    """
-    asked = [(step, prompt) for step in steps for prompt in next(batches)]
-    groups = generator.sample(
-        [prompt for _, prompt in asked],
-        n=config.samples_per_prompt,
-        temperature=config.temperature,
-        top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
-        max_tokens=config.max_new_tokens,
-        seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in asked],
-    )
-    sampled = {step: [] for step in steps}
-    for (step, prompt), group in zip(asked, groups, strict=True):
-        sampled[step].append((prompt, group))
-    return list(sampled.values())
 
 
 def main(args=None):
@@ -251,61 +264,82 @@ def main(args=None):
             scores = verifier.score(list(zip(responses, answers, strict=True)))  # P * G
             rewards = torch.tensor(scores).view(len(batch), config.samples_per_prompt)  # (P, G)
 
-        # --- Pair ---
+        # --- Pair: prompt p's responses are rollouts p * G to p * G + G - 1 ---
+        lengths = [len(r.response_ids) for r in rollouts]  # P * G
+        G = config.samples_per_prompt
         picked = pick_pairs(rewards, config.pairing, random.Random(f"pairs/{config.seed}/{step}"))
-        pairs = [(batch[p][1][chosen], batch[p][1][rejected]) for p, chosen, rejected in picked]
+        pairs = [(p, p * G + chosen, p * G + rejected) for p, chosen, rejected in picked]
+        needed = defaultdict(set)  # prompt: its responses that the loss needs
+        for p, chosen, rejected in pairs:
+            needed[p] |= set(range(p * G, p * G + G)) if config.grpo_coef else {chosen, rejected}
+        groups = [sorted(group) for group in needed.values()]
+        advantages = group_advantages(rewards).flatten().to(device)  # (P * G,)
 
-        # --- Learn: one optimizer step on the mean loss over all pairs ---
+        # --- Learn: one optimizer step on the mean loss over the prompts that have a pair ---
+        all_rows = sum(len(group) for group in groups)
+        all_tokens = sum(lengths[i] for group in groups for i in group)
         seen = defaultdict(list)  # what the forwards showed, one number a pair or a token
         with watch("train_s"):
-            for micro_batch in micro_batches(pairs, config.micro_batch_tokens):
-                rows = [chosen for chosen, _ in micro_batch] + [rejected for _, rejected in micro_batch]
-                input_ids, mask, old_logps = to_batch(rows, device)  # (2N, T) each
+            for rows in micro_batches(groups, rollouts, config.micro_batch_tokens):
+                input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
+                chosen, rejected, weights = (x.to(device) for x in locate_pairs(pairs, rows))  # (N,) each
+                n_tokens = mask.sum(-1)  # (B,)
                 with autocast:
-                    logps = token_logps(policy, input_ids, mask, config.temperature)  # (2N, T)
+                    logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
                     with torch.no_grad():
-                        ref_logps = token_logps(reference, input_ids, mask, config.temperature)  # (2N, T)
-                chosen, rejected = logps.sum(-1).chunk(2)  # (N,), (N,)
-                ref_chosen, ref_rejected = ref_logps.sum(-1).chunk(2)  # (N,), (N,)
-                loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, config.beta)  # (N,)
-                (loss.sum() / len(pairs)).backward()
+                        ref_logps = token_logps(reference, input_ids, mask, config.temperature)
+                kl = kl_estimate(logps, ref_logps)  # (B, T), as the three before it; 0 but on response tokens
+                scale = 1 / n_tokens if config.length_normalize else torch.ones_like(n_tokens)  # (B,)
+                ours, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale  # (B,), (B,)
 
-                log_ratio = (ref_logps - logps.detach())[mask.bool()]  # one a response token
-                seen["kl_ref"] += (log_ratio.exp() - log_ratio - 1).tolist()
-                seen["logp_gap"] += (logps.detach() - old_logps)[mask.bool()].abs().tolist()
-                seen["loss"] += loss.tolist()
-                seen["chosen_logp"] += chosen.tolist()
-                seen["rejected_logp"] += rejected.tolist()
-                seen["margin"] += (chosen - ref_chosen - (rejected - ref_rejected)).tolist()
-            if pairs:
+                # (N,), (N,) and (B, T)
+                dpo = dpo_loss(ours[chosen], ours[rejected], refs[chosen], refs[rejected], config.beta)
+                nll = -(logps.sum(-1) / n_tokens)[chosen]
+                grpo = grpo_loss(logps, old_logps, advantages[rows], mask, clip_low=0.2, clip_high=0.2)
+                loss = (
+                    (weights * (dpo + config.nll_coef * nll)).sum() / len(groups)
+                    - config.entropy_coef * entropy.sum() / all_tokens
+                    + config.grpo_coef * grpo.sum() / all_rows
+                )
+                loss.backward()
+
+                log_ratio = (logps.detach() - old_logps)[mask.bool()]  # one a response token
+                seen["kl_ref"] += kl.detach()[mask.bool()].tolist()
+                seen["logp_gap"] += log_ratio.abs().tolist()
+                seen["policy_entropy"] += entropy.detach()[mask.bool()].tolist()
+                seen["loss"].append(loss.item())
+                seen["chosen_logp"] += logps.sum(-1)[chosen].tolist()
+                seen["rejected_logp"] += logps.sum(-1)[rejected].tolist()
+                seen["margin"] += (ours - refs)[chosen].sub((ours - refs)[rejected]).tolist()
+            if groups:
                 grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip).item()
                 optimizer.step()
                 optimizer.zero_grad()
 
         # --- Record: README defines every key; None where a step has nothing to measure ---
-        lengths = [len(r.response_ids) for r in rollouts]  # P * G
         tokens_so_far += sum(lengths)
         metrics = {
             "step": step,
-            "loss": mean(seen["loss"]),
+            "loss": sum(seen["loss"]) if groups else None,
             "reward": mean(scores),
             "staleness": staleness,
             "logp_gap": mean(seen["logp_gap"]) if staleness == 0 else None,
             "logp_gap_max": max(seen["logp_gap"], default=None) if staleness == 0 else None,
             "sync_gap": sync_gap,
-            "pair_frac": len({prompt for prompt, _, _ in picked}) / len(batch),
+            "pair_frac": mean(min(group) < max(group) for group in rewards.tolist()),
             "length": mean(lengths),
             "right_length": mean(n for n, score in zip(lengths, scores, strict=True) if score == 1),
             "wrong_length": mean(n for n, score in zip(lengths, scores, strict=True) if score == 0),
-            "chosen_length": mean(len(chosen.response_ids) for chosen, _ in pairs),
-            "rejected_length": mean(len(rejected.response_ids) for _, rejected in pairs),
             "truncated_frac": mean(r.finish_reason == "length" for r in rollouts),
             "entropy": -mean(logp for r in rollouts for logp in r.logps),
+            "policy_entropy": mean(seen["policy_entropy"]),
+            "kl_ref": mean(seen["kl_ref"]),
             "margin": mean(seen["margin"]),
             "chosen_logp": mean(seen["chosen_logp"]),
             "rejected_logp": mean(seen["rejected_logp"]),
-            "kl_ref": mean(seen["kl_ref"]),
-            "grad_norm": grad_norm if pairs else None,
+            "chosen_length": mean(lengths[chosen] for _, chosen, _ in pairs),
+            "rejected_length": mean(lengths[rejected] for _, _, rejected in pairs),
+            "grad_norm": grad_norm if groups else None,
             "parse_failures": verifier.parse_failures,
             "grader_restarts": verifier.restarts,
             "tokens": sum(lengths),

@@ -1,0 +1,366 @@
+"""Train a language model by GRPO on its own responses, from on-policy to off-policy by one flag.
+
+    torchrun train_grpo.py --sync-every 1
+
+Each step samples G responses to each of P prompts, scores them, takes as a response's advantage its reward
+less the mean of its group, and takes one optimizer step on the clipped policy-gradient loss. Every
+`--sync-every` steps the trained weights are copied into the generator: 1 is on-policy, as in the paper; above
+1 the responses are stale, and `--correction` says what is done about it. The reference model stays the seed
+model, unless `--sync-ref-every` says otherwise.
+
+The sibling of train_dpo.py: `diff train_dpo.py train_grpo.py` shows what the two algorithms do not share. The
+defaults train the embedded tiny model on a laptop. The paper's (arXiv 2506.21495, Table 4) are, for
+mathematics: --lr 1e-6 --grad-clip 0.1 --kl-coef 0.001 --prompts-per-step 64 --max-new-tokens 2048, on
+Llama-3.1-8B-Instruct; its Adam epsilon cannot be read in our copy.
+"""
+
+import math
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers.hf_argparser import HfArg
+
+from data import PromptIterator, load_prompts
+from generate import check_engine, fit_context, load_generator, sample_ahead
+from model import TINY_MODEL, copy_weights, frozen_copy, init_ranks, load_policy, load_tokenizer, token_logps
+from rewards import MathVerifier, gradable
+from run import (
+    Coefficient,
+    Count,
+    Every,
+    Positive,
+    Run,
+    Stopwatch,
+    mean,
+    one_line_errors,
+    parse_flags,
+    refuse_used,
+)
+from sync import sync
+
+
+@dataclass
+class Config:
+    model: str = HfArg(default=TINY_MODEL, help="A Hugging Face checkpoint: a folder, or a name on the Hub.")
+    data: str = HfArg(default="tiny", help="Prompts: tiny, a .jsonl, .json or .parquet file, or a Hub name.")
+    run_dir: str = HfArg(default="runs/grpo", help="Where the run is written. Must be new or empty.")
+    seed: int = HfArg(default=0, help="Seed of the prompts' order and of the samples.")
+    steps: Count = HfArg(default=100, help="Optimizer steps.")
+    sync_every: Every = HfArg(
+        default=Every(1),
+        help="The dial: steps between two copies of the policy's weights into the generator; or inf.",
+    )
+    sync_ref_every: Every = HfArg(
+        default=Every("inf"),
+        help="Steps between two copies into the reference; inf keeps the seed model, the paper's choice.",
+    )
+    prompts_per_step: Count = HfArg(default=32, help="P: prompts in a step, over all ranks.")
+    samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
+    max_new_tokens: Count = HfArg(default=64, help="A response is cut after so many tokens.")
+    temperature: Positive = HfArg(default=1.0, help="Of sampling, and of every log-prob in training.")
+    advantage_scale: Literal["none", "std"] = HfArg(
+        default="none",
+        help="std: divide advantages by their group's standard deviation (the original GRPO). Default: no.",
+    )
+    correction: Literal["none", "clip", "tis"] = HfArg(
+        default="clip",
+        help="For responses of older weights: none takes them for fresh; clip is PPO's clipped ratio; tis "
+        "weighs tokens by the ratio, truncated at --tis-cap.",
+    )
+    clip_low: Coefficient = HfArg(default=0.2, help="No gradient that takes the ratio below 1 - this.")
+    clip_high: Coefficient = HfArg(default=0.2, help="Nor above 1 + this; DAPO uses 0.28.")
+    tis_cap: Positive = HfArg(default=2.0, help="The largest weight of a token with --correction tis.")
+    normalize: Literal["token", "sequence", "constant"] = HfArg(
+        default="constant",
+        help="Divide a token's loss by the tokens in the step (token: DAPO), in its response (sequence: the "
+        "original GRPO), or by --max-new-tokens (constant: Dr. GRPO, no division by length).",
+    )
+    kl_coef: Coefficient = HfArg(default=0.001, help="Times the KL divergence to the reference.")
+    dtype: Literal["float32", "bfloat16"] | None = HfArg(
+        default=None,
+        help="Of the forwards, here and in the generator; master weights are float32 always. "
+        "Default: bfloat16 on a GPU, float32 on a CPU.",
+    )
+    lr: Positive = HfArg(default=5e-5, help="Learning rate, constant.")
+    adam_eps: Positive = HfArg(
+        default=1e-8,
+        help="Adam's epsilon; a large one (1e-4) is the paper's remedy for instability.",
+    )
+    grad_clip: Positive = HfArg(default=1.0, help="Largest norm of the gradient.")
+    micro_batch_tokens: Count = HfArg(
+        default=16384, help="Tokens in one forward and backward, padding included."
+    )
+    engine: Literal["vllm", "transformers"] = HfArg(
+        default="vllm", help="transformers is slow, and for where vLLM does not install."
+    )
+    own_process: bool = HfArg(
+        default=False, help="Run vLLM in a process of its own; copies then pass through memory."
+    )
+    ahead: Count = HfArg(default=10, help="Sample up to so many steps in one call, never past the next sync.")
+    save_every: Every = HfArg(
+        default=Every("inf"), help="Export a checkpoint every so many steps, and at the end."
+    )
+
+
+# --- The algorithm: pure functions ---
+
+
+def group_advantages(rewards, scale="none"):
+    """How much better each response is than its group: rewards (P, G) -> advantages (P, G).
+
+    none: the reward less the group's mean (Liu et al. 2025, Dr. GRPO; the paper).
+    std: that over the group's standard deviation, with 1e-4 added (Shao et al. 2024, the original GRPO). Easy
+    and hard prompts, whose rewards hardly differ, then weigh as much as the others.
+    A group whose responses all have the same reward gets zeros: there is nothing to learn from it.
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    tensor([[ 0.7500, -0.2500, -0.2500, -0.2500],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    """
+    centered = rewards - rewards.mean(-1, keepdim=True)
+    if scale == "none":
+        return centered
+    return centered / (rewards.std(-1, keepdim=True) + 1e-4)
+
+
+def grpo_loss(logps, old_logps, advantages, response_mask, clip_low, clip_high):
+    """PPO's clipped loss of each token (Schulman et al. 2017, equation 7), without any normaliser: (B, T).
+
+    logps, old_logps, response_mask: (B, T), nats, under the policy and under the weights that sampled.
+    advantages: (B,), one a response. With r = exp(logps - old_logps) a token's loss is
+    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A): where the policy has moved past the bound in the
+    direction that A asks for, the gradient is zero. Where logps equal old_logps, it is -A grad logps.
+    """
+    advantages = advantages.reshape(-1, 1)  # (B, 1)
+    ratio = (logps - old_logps).exp()  # (B, T)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.min(ratio * advantages, clipped * advantages) * response_mask
+
+
+def tis_loss(logps, old_logps, advantages, response_mask, cap):
+    """The policy gradient under truncated importance sampling, a loss a token: (B, T); arguments as above.
+
+    The weight min(r, cap) of a token corrects for the policy that sampled it. It is a number, not a function
+    of the policy: the gradient is -min(r, cap) A grad logps (Yao et al. 2025; Espeholt et al. 2018).
+    """
+    weight = (logps - old_logps).exp().clamp(max=cap).detach()  # (B, T)
+    return -weight * advantages.reshape(-1, 1) * logps * response_mask
+
+
+def kl_estimate(logps, ref_logps):
+    """The k3 estimate of KL(policy, reference) from each token: r - 1 - log r, r = reference / policy.
+
+    Never negative, and unbiased where the policy sampled the tokens (Schulman 2020, "Approximating KL
+    divergence").
+    """
+    log_ratio = ref_logps - logps
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def token_weights(lengths, how, max_new_tokens):
+    """What each token of a response weighs in the loss of a step: lengths (B,) of all its responses -> (B,).
+
+    token: 1 / (tokens of the step): each token counts the same, long responses more (Yu et al. 2025, DAPO).
+    sequence: 1 / (B * length): each response counts the same, so a token of a long one less, and long wrong
+    ones are punished less (Shao et al. 2024, the original GRPO).
+    constant: 1 / (B * max_new_tokens): the gradient of the expected reward (Liu et al. 2025, Dr. GRPO).
+    """
+    divisor = {
+        "token": lengths.sum().expand_as(lengths),
+        "sequence": len(lengths) * lengths,
+        "constant": len(lengths) * max_new_tokens * torch.ones_like(lengths),
+    }[how]
+    return 1 / divisor
+
+
+# --- The batch ---
+
+
+def to_batch(rollouts, device):
+    """Rollouts as right-padded tensors: input_ids (B, T), response_mask (B, T), old_logps (B, T).
+
+    The mask is made from lengths, so a response's own stop token is trained even where padding has the same
+    id.
+    """
+    rows, longest = len(rollouts), max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+    input_ids = torch.zeros(rows, longest, dtype=torch.long)
+    response_mask = torch.zeros(rows, longest)
+    old_logps = torch.zeros(rows, longest)
+    for row, r in enumerate(rollouts):
+        start, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.response_ids)
+        input_ids[row, :end] = torch.tensor(r.prompt_ids + r.response_ids)
+        response_mask[row, start:end] = 1
+        old_logps[row, start:end] = torch.tensor(r.logps)
+    return input_ids.to(device), response_mask.to(device), old_logps.to(device)
+
+
+def micro_batches(groups, rollouts, max_tokens):
+    """Split groups of indices into rollouts into batches of at most max_tokens tokens, padding included.
+
+    Yields lists of indices. A group stays whole, and alone if it is over the limit. Groups of like length
+    stand together, so that little is padded.
+    """
+
+    def longest(group):
+        return max(len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) for i in group)
+
+    batch = []
+    for group in sorted(groups, key=longest):
+        if batch and (len(batch) + len(group)) * longest(group) > max_tokens:
+            yield batch
+            batch = []
+        batch = batch + group
+    if batch:
+        yield batch
+
+
+def main(args=None):
+    # --- Set up ---
+    config = parse_flags(Config, args)
+    with one_line_errors():
+        refuse_used(config.run_dir)
+        if config.correction == "none" and config.sync_every > 1:
+            print(
+                f"train_grpo: --correction none with --sync-every {config.sync_every:g}: responses of older "
+                "weights are learned from as if the policy had just sampled them; the gradient is biased"
+            )
+        if config.samples_per_prompt < 2:
+            raise ValueError("--samples-per-prompt 1: a group takes at least 2")
+        rank, world, device = init_ranks()
+        config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        check_engine(config.engine)
+        tokenizer = load_tokenizer(config.model)
+        prompts = load_prompts(config.data)
+        verifier = MathVerifier()
+        prompts = gradable(prompts, verifier)
+        _, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
+        batches = PromptIterator(prompts, config.prompts_per_step, config.seed, rank, world)
+    dtype = getattr(torch, config.dtype)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    generator = load_generator(config.engine, config.model, dtype, device, max_model_len, config.own_process)
+    policy = load_policy(config.model, device)
+    reference = frozen_copy(policy)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
+    run = Run(config.run_dir, config)
+    low, high = {  # a token's ratio outside is clipped, or its weight capped
+        "none": (0, math.inf),
+        "clip": (1 - config.clip_low, 1 + config.clip_high),
+        "tis": (0, config.tis_cap),
+    }[config.correction]
+    sampled = deque()  # the batches of the coming steps, never past the next sync
+
+    tokens_so_far, since_start = 0, Stopwatch()
+    progress = tqdm(range(config.steps), desc="train_grpo", disable=rank > 0)
+    for step in progress:
+        watch = Stopwatch()
+
+        # --- Sync: the dial ---
+        sync_gap = None
+        with watch("sync_s"):
+            if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
+                sync_gap = sync(policy, generator, step)
+            if step % config.sync_ref_every == 0:
+                copy_weights(policy, reference)
+
+        # --- Sample: until the next sync the generator is frozen, so its steps can be sampled together ---
+        with watch("generate_s"):
+            if not sampled:
+                until_sync = config.sync_every - step % config.sync_every
+                window = int(min(config.ahead, until_sync, config.steps - step))
+                sampled.extend(sample_ahead(generator, batches, range(step, step + window), config))
+            batch = sampled.popleft()  # [(prompt, [rollout] * G)] * P
+        rollouts = [rollout for _, group in batch for rollout in group]  # P * G
+        staleness = step - rollouts[0].version
+
+        # --- Score ---
+        with watch("score_s"):
+            answers = [prompt.answer for prompt, group in batch for _ in group]  # P * G
+            responses = tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
+            scores = verifier.score(list(zip(responses, answers, strict=True)))  # P * G
+            rewards = torch.tensor(scores).view(len(batch), config.samples_per_prompt)  # (P, G)
+
+        # --- Compare: each response with its group ---
+        advantages = group_advantages(rewards, config.advantage_scale).flatten().to(device)  # (P * G,)
+        groups = [[i] for i in range(len(rollouts))]  # nothing ties responses together from here on
+        lengths = [len(r.response_ids) for r in rollouts]  # P * G
+        weights = token_weights(torch.tensor(lengths, device=device), config.normalize, config.max_new_tokens)
+
+        # --- Learn: one optimizer step on the weighted sum over all response tokens ---
+        seen = defaultdict(list)  # what the forwards showed, one number a token
+        with watch("train_s"):
+            for rows in micro_batches(groups, rollouts, config.micro_batch_tokens):
+                input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
+                with autocast:
+                    logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
+                    with torch.no_grad():
+                        ref_logps = token_logps(reference, input_ids, mask, config.temperature)
+                kl = kl_estimate(logps, ref_logps)  # (B, T), as the three before it; 0 but on response tokens
+                A = advantages[rows]  # (B,)
+                if config.correction == "none":  # a ratio of 1, with the gradient of one
+                    losses = grpo_loss(logps, logps.detach(), A, mask, config.clip_low, config.clip_high)
+                elif config.correction == "clip":
+                    losses = grpo_loss(logps, old_logps, A, mask, config.clip_low, config.clip_high)
+                else:
+                    losses = tis_loss(logps, old_logps, A, mask, config.tis_cap)
+                loss = (weights[rows, None] * (losses + config.kl_coef * kl)).sum()
+                loss.backward()
+
+                log_ratio = (logps.detach() - old_logps)[mask.bool()]  # one a response token
+                seen["kl_ref"] += kl.detach()[mask.bool()].tolist()
+                seen["logp_gap"] += log_ratio.abs().tolist()
+                seen["ratio"] += log_ratio.exp().tolist()
+                seen["policy_entropy"] += entropy.detach()[mask.bool()].tolist()
+                seen["loss"].append(loss.item())
+            if groups:
+                grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip).item()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        # --- Record: README defines every key; None where a step has nothing to measure ---
+        tokens_so_far += sum(lengths)
+        metrics = {
+            "step": step,
+            "loss": sum(seen["loss"]) if groups else None,
+            "reward": mean(scores),
+            "staleness": staleness,
+            "logp_gap": mean(seen["logp_gap"]) if staleness == 0 else None,
+            "logp_gap_max": max(seen["logp_gap"], default=None) if staleness == 0 else None,
+            "sync_gap": sync_gap,
+            "pair_frac": mean(min(group) < max(group) for group in rewards.tolist()),
+            "length": mean(lengths),
+            "right_length": mean(n for n, score in zip(lengths, scores, strict=True) if score == 1),
+            "wrong_length": mean(n for n, score in zip(lengths, scores, strict=True) if score == 0),
+            "truncated_frac": mean(r.finish_reason == "length" for r in rollouts),
+            "entropy": -mean(logp for r in rollouts for logp in r.logps),
+            "policy_entropy": mean(seen["policy_entropy"]),
+            "kl_ref": mean(seen["kl_ref"]),
+            "ratio": mean(seen["ratio"]),
+            "ratio_max": max(seen["ratio"]),
+            "bound_frac": mean(not low <= ratio <= high for ratio in seen["ratio"]),
+            "grad_norm": grad_norm if groups else None,
+            "parse_failures": verifier.parse_failures,
+            "grader_restarts": verifier.restarts,
+            "tokens": sum(lengths),
+            "tokens_per_s": tokens_so_far / since_start.total(),
+            **watch.seconds,  # sync_s, generate_s, score_s, train_s
+            "step_s": watch.total(),
+        }
+        run.log(metrics)
+        run.save_rollouts(step, rollouts, responses, scores)
+        progress.set_postfix(reward=f"{metrics['reward']:.2f}", staleness=staleness, loss=metrics["loss"])
+
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            run.export(policy, tokenizer, step + 1)
+
+    verifier.close()
+    generator.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
