@@ -3,54 +3,231 @@
     python report.py --runs runs/online runs/semi runs/offline --out curves.png
 
 draws the runs over each other, and adds to each run that was evaluated its report.json.
+
+    python report.py --runs runs/table1/* --out curves.png --table table.md --paper table1
+
+takes each folder of runs that differ in their seed as one row: a curve is the mean over seeds in a band from
+the lowest to the highest, an accuracy the mean and its standard error over seeds, beside the paper's.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
-from run import one_line_errors, parse_flags, read_config, read_metrics
+from run import Count, one_line_errors, parse_flags, read_config, read_metrics
 
-PANELS = {
+TITLES = {
     "reward": "mean reward of the sampled responses",
     "entropy": "next-token entropy of the sampler (nats)",
+    "policy_entropy": "next-token entropy of the policy (nats)",
     "length": "response length (tokens)",
+    "right_length": "length of right responses (tokens)",
+    "wrong_length": "length of wrong responses (tokens)",
     "staleness": "staleness (steps)",
     "logp_gap": "|trainer - generator| (nats per token)",
+    "margin": "margin of the pairs (nats)",
+    "kl_ref": "KL to the reference, k3 estimate (nats)",
+    "pair_frac": "share of prompts with right and wrong",
+    "ratio_max": "largest importance ratio of a token",
+    "bound_frac": "share of tokens clipped or capped",
+    "grad_norm": "norm of the gradient",
 }
+PANELS = ["reward", "entropy", "length", "staleness", "logp_gap"]
+LOGARITHMIC = {"logp_gap", "kl_ref", "ratio_max"}
 PHASES = ("generate", "score", "train", "sync")
+
+# The paper's tables: accuracy in percent and, in brackets, what the paper calls its standard error.
+PAPER_COLUMNS = ("Math500", "NuminaMath", "AMC23")
+PAPER = {
+    "table1": {
+        "seed": ((47.4, 1.6), (33.9, 0.6), (23.7, 5.2)),
+        "dpo-inf": ((53.7, 1.6), (36.4, 0.6), (28.8, 7.0)),
+        "dpo-100": ((58.9, 1.2), (39.3, 0.4), (35.1, 5.3)),
+        "dpo-10": ((57.2, 1.1), (39.4, 0.5), (31.4, 4.3)),
+        "dpo-1": ((58.7, 1.2), (39.6, 0.5), (32.9, 5.2)),
+        "grpo": ((58.1, 1.3), (38.8, 0.5), (33.6, 5.1)),
+    },
+    "table5": {
+        "grpo-4": ((55.7, None), (37.7, None), (30.6, None)),
+        "grpo-8": ((58.1, None), (38.8, None), (33.6, None)),
+        "grpo-12": ((57.6, None), (38.4, None), (32.2, None)),
+    },
+}
 
 
 @dataclass
 class Config:
-    runs: list[str] = HfArg(help="Run directories.")
-    out: str | None = HfArg(default=None, help="The figure. Default: curves.png in the first run.")
+    runs: list[str] = HfArg(help="Rows: run directories, or folders of runs that differ in their seed.")
+    out: str | None = HfArg(default=None, help="The figure. Default: curves.png in the first row.")
+    panels: list[str] = HfArg(default_factory=lambda: PANELS, help="The metrics to draw, one a panel.")
+    smooth: Count = HfArg(default=1, help="Draw each point as the mean of so many steps.")
+    table: str | None = HfArg(
+        default=None, help="A Markdown file for the accuracies of all rows; beside it .json and .png."
+    )
+    paper: Literal["table1", "table5"] | None = HfArg(
+        default=None, help="Beside the table, the paper's; rows are found by their folders' names."
+    )
 
 
-def plot_curves(runs, out):
-    """Draw the PANELS of several runs, {label: metrics}, against the step, where a step has a value."""
-    import matplotlib
+# --- Rows: one run, or several that differ in their seed ---
 
-    matplotlib.use("Agg")  # no screen is needed
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.2), layout="constrained")
-    for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
-        for label, metrics in runs.items():
-            points = [(row["step"], row[key]) for row in metrics if row[key] is not None]
-            few = len(points) < len(metrics)  # measured at some steps only: show where
-            axis.plot(*zip(*points, strict=True), label=label, linewidth=1.2, marker="." if few else None)
-        axis.set(title=title, xlabel="step")
+def runs_of(row):
+    """The run directories of a row; none if it only holds an evaluation, as the seed model's row does."""
+    row = Path(row)
+    if (row / "metrics.jsonl").exists():
+        return [row]
+    runs = sorted(path.parent for path in row.glob("*/metrics.jsonl"))
+    if not runs and not (row / "eval").is_dir():
+        read_metrics(row)  # raises: not a run directory
+    return runs
+
+
+def accuracies(row):
+    """The evaluations of a row: {step: [accuracy of each of its runs]}."""
+    found = {}
+    for run in runs_of(row) or [Path(row)]:
+        for path in (run / "eval").glob("*.json"):
+            if path.stem.isdigit():
+                found.setdefault(int(path.stem), []).append(json.loads(path.read_text())["accuracy"])
+    return dict(sorted(found.items()))
+
+
+def mean_and_error(values):
+    """The mean over training seeds and its standard error (deviation / sqrt(number), None for one seed)."""
+    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+# --- Figures ---
+
+
+def smoothed(metrics, key, width):
+    """The points (step, value) of a metric, each the mean over a block of `width` steps that has values."""
+    points = []
+    for start in range(0, len(metrics), width):
+        block = [row for row in metrics[start : start + width] if row[key] is not None]
+        if block:
+            points.append((fmean(row["step"] for row in block), fmean(row[key] for row in block)))
+    return points
+
+
+def plot_curves(rows, panels, smooth, out):
+    """Draw metrics of several rows, {label: [metrics of each run]}, against the step.
+
+    A row's line is the mean over its runs, in a band from the lowest to the highest.
+    """
+    plt = load_pyplot()
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained", squeeze=False
+    )
+    for axis, key in zip(axes[0], panels, strict=True):
+        for label, runs in rows.items():
+            values = {}  # step: its value in each run
+            for metrics in runs:
+                for step, value in smoothed(metrics, key, smooth):
+                    values.setdefault(step, []).append(value)
+            steps = sorted(values)
+            few = len(steps) < len(runs[0]) / smooth  # measured at some steps only: show where
+            means = [fmean(values[step]) for step in steps]
+            (line,) = axis.plot(steps, means, label=label, linewidth=1.2, marker="." if few else None)
+            if len(runs) > 1:
+                low, high = ([pick(values[step]) for step in steps] for pick in (min, max))
+                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.set(title=TITLES.get(key, key), xlabel="step")
         axis.title.set_fontsize(10)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        if key == "logp_gap":
+        if key in LOGARITHMIC:
             axis.set_yscale("log")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(out, dpi=120)
     plt.close(figure)
+
+
+def plot_table(table, paper, out):
+    """Draw a table's last column: a dot a training seed, mean and standard error; beside it, the paper's."""
+    plt = load_pyplot()
+    columns = PAPER_COLUMNS if paper else ()
+    figure, axes = plt.subplots(
+        1, 1 + len(columns), figsize=(3.6 * (1 + len(columns)), 3.2), layout="constrained", squeeze=False
+    )
+    labels = list(table)
+    for x, row in enumerate(table.values()):
+        values = [100 * value for value in list(row.values())[-1]]
+        center, error = mean_and_error(values)
+        axes[0][0].errorbar(x, center, yerr=error, fmt="o", color="C0", capsize=4)
+        axes[0][0].plot([x + 0.2] * len(values), values, ".", color="C0", alpha=0.5)
+    axes[0][0].set_title("here: mean, standard error, each training seed", fontsize=9)
+    for axis, column in zip(axes[0][1:], range(len(columns)), strict=True):
+        for x, label in enumerate(labels):
+            if label in paper:
+                center, error = paper[label][column]
+                axis.errorbar(x, center, yerr=error, fmt="s", color="C1", capsize=4)
+        axis.set_title(f"paper: {columns[column]}", fontsize=9)
+    for axis in axes[0]:
+        axis.set_xticks(range(len(labels)), labels, fontsize=8, rotation=30)
+        axis.set_xlim(-0.5, len(labels) - 0.5)
+        axis.set_ylabel("accuracy (%)")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def load_pyplot():
+    """matplotlib.pyplot, for files only: no screen is needed. It is slow to import, so not on top."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+# --- Tables ---
+
+
+def percent(value, error):
+    """0.883, 0.005 -> "88.3 ± 0.5 %"; the error is None where there was a single sample."""
+    return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
+
+
+def table_lines(table, paper):
+    """A table {label: {step: accuracies of the row's runs}} as lines of Markdown, beside the paper's."""
+    steps = sorted({step for row in table.values() for step in row})
+    heads = ["row", "training seeds", *(f"step {step}" for step in steps), *(PAPER_COLUMNS if paper else ())]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for label, row in table.items():
+        cells = [percent(*mean_and_error(row[step])) if step in row else "" for step in steps]
+        if paper:
+            cells += [
+                f"{value} ({error})" if error else f"{value}"
+                for value, error in paper.get(label, [("", None)] * len(PAPER_COLUMNS))
+            ]
+        runs = max(len(values) for values in row.values())
+        lines.append(f"| {label} | {'-' if 0 in row else runs} | {' | '.join(cells)} |")
+    return lines
+
+
+def write_table(rows, paper, out):
+    """Write the accuracies of {label: directory} as Markdown, as JSON and as a figure; print them."""
+    table = {label: accuracies(row) for label, row in rows.items()}
+    missing = [label for label, row in table.items() if not row]
+    if missing:
+        raise ValueError(f"--table: {', '.join(missing)} has no eval/STEP.json yet; evaluate it first")
+    lines = table_lines(table, paper)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(table, indent=2) + "\n")
+    plot_table(table, paper, out.with_suffix(".png"))
+    print("\n".join(lines))
+
+
+# --- One run: what it gained and what it cost ---
 
 
 def read_evals(directory):
@@ -96,12 +273,7 @@ def summarize_run(directory):
     }
 
 
-def percent(value, error):
-    """0.883, 0.005 -> "88.3 ± 0.5 %"; the error is None where there was a single sample."""
-    return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
-
-
-def print_table(summaries):
+def print_summaries(summaries):
     """One line a run: {label: summary}."""
     print(f"{'run':20} {'steps':>5} {'seed':>14} {'trained':>14}   seconds ({', '.join(PHASES)}, evaluate)")
     for label, row in summaries.items():
@@ -115,20 +287,28 @@ def print_table(summaries):
 def main(args=None):
     config = parse_flags(Config, args)
     with one_line_errors():
-        names = [Path(directory).name for directory in config.runs]
+        names = [Path(row).name for row in config.runs]
         labels = names if len(set(names)) == len(names) else config.runs
-        metrics = {label: read_metrics(run) for label, run in zip(labels, config.runs, strict=True)}
-        reports = {label: summarize_run(run) for label, run in zip(labels, config.runs, strict=True)}
-    out = config.out or Path(config.runs[0]) / "curves.png"
-    plot_curves(metrics, out)
+        rows = dict(zip(labels, config.runs, strict=True))
+        curves = {label: [read_metrics(run) for run in runs_of(row)] for label, row in rows.items()}
+        curves = {label: runs for label, runs in curves.items() if runs}
+        for key in config.panels:
+            if any(key not in runs[0][0] for runs in curves.values()):
+                raise ValueError(f"--panels {key}: not a metric of all these runs (README lists them)")
+        single = {label: row for label, row in rows.items() if (Path(row) / "config.json").exists()}
+        reports = {label: summarize_run(row) for label, row in single.items()}
+        if config.table:
+            write_table(rows, PAPER.get(config.paper), Path(config.table))
+    if curves:
+        out = Path(config.out or Path(config.runs[0]) / "curves.png")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plot_curves(curves, config.panels, config.smooth, out)
+        print(f"curves: {out}")
     summaries = {label: summary for label, summary in reports.items() if summary}
-    for label, directory in zip(labels, config.runs, strict=True):
-        if label in summaries:
-            text = json.dumps(summaries[label], indent=2)
-            (Path(directory) / "report.json").write_text(text + "\n")
+    for label, summary in summaries.items():
+        (Path(rows[label]) / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
     if summaries:
-        print_table(summaries)
-    print(f"curves: {out}")
+        print_summaries(summaries)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Table 1: accuracy on mathematics of the seed model, of DPO over the dial, and of GRPO.
+#   bash tables/table1.sh [laptop|gpu|paper]        (laptop: an hour and a half on 2 cores)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tables/scales.sh "$@"
+out=results/table1
+for seed in $SEEDS; do
+  for s in inf 100 10 1; do
+    echo "table1/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $COMMON $DPO"
+  done
+  echo "table1/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $COMMON $GRPO"
+done | bash tables/run.sh
+seed_eval=$out/seed/eval/0.json
+[ -e $seed_eval ] || .venv/bin/python evaluate.py --model "$MODEL" --data "${DATA:-tiny@test}" --n "${N:-10}" --out $seed_eval
+.venv/bin/python report.py --runs $out/{seed,dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
+  --panels reward entropy policy_entropy length staleness --out $out/curves.png --table $out/table.md --paper table1
