@@ -53,7 +53,7 @@ PAPER = {
     },
     "table5": {
         "grpo-4": ((55.7, None), (37.7, None), (30.6, None)),
-        "grpo-8": ((58.1, None), (38.8, None), (33.6, None)),
+        "grpo": ((58.1, None), (38.8, None), (33.6, None)),
         "grpo-12": ((57.6, None), (38.4, None), (32.2, None)),
     },
 }

@@ -2,11 +2,11 @@
 
     bench/trl_reference.sh
 
-installs TRL beside the project and runs this file there. Each case is one optimizer step of
-DPOTrainer.train() or GRPOTrainer.train(); a callback reads the loss, and the gradient just before the
-optimizer would use it. tests/test_trl.py computes the same from our functions, without TRL.
+installs TRL in an environment of its own and runs this file there. Each case is a step of DPOTrainer.train() or
+GRPOTrainer.train() on ids that we give it; a callback reads the loss, and the gradient just before the optimizer
+uses it. tests/test_trl.py computes the same by our functions, without TRL.
 
-The model's weights are formulas, so the numbers hold for ever: nothing is downloaded, sampled or saved.
+The model's weights are a formula: nothing is downloaded or drawn, and the numbers stay true for ever.
 """
 
 import json
@@ -20,11 +20,11 @@ from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func, which hands TRL our batch, is new
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # no warning that rollout_func may change
 
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.hf_argparser import HfArg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))  # `python bench/trl_reference.py` puts only bench
 
 from run import parse_flags  # noqa: E402
 
-STOP = 0  # the stop token, and padding: a mask made from ids would lose it
+STOP = 0  # the stop token and padding, as in many real models: a mask made from ids would lose it
 SHAPE = {
     "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64,
@@ -44,11 +44,7 @@ DIRECTIONS = range(11, 19)  # the waves that a gradient is projected on
 PROMPT_LENGTHS = [3, 5, 4]
 RESPONSE_LENGTHS = [[2, 7, 5, 9], [4, 3, 8, 6], [5, 2, 6, 4]]
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
-
-TEMPERATURE = 0.8  # of GRPO; TRL's DPO knows none
-MAX_NEW_TOKENS = 12
-CLIP = {"epsilon": 0.2, "epsilon_high": 0.3}
-CAP = 1.5
+SETTINGS = {"temperature": 0.8, "max_new_tokens": 12}  # of GRPO: TRL's DPO has no temperature
 
 
 @dataclass
@@ -56,20 +52,25 @@ class Config:
     out: str = HfArg(default=str(ROOT / "tests" / "trl_reference.json"), help="The file to write.")
 
 
-# --- What the tests share: the model, and what is kept of a gradient ---
+# --- What the tests import: the model, and what is kept of a gradient ---
 
 
 def wave(size, number):
-    """(size,) float64 in [-1, 1] that look random, by a formula: no version of a library can change them."""
+    """(size,) float64 in [-1, 1] that look random, by a formula that no version of a library can change."""
     i = torch.arange(size, dtype=torch.float64)
     return torch.sin(number * i * i)
 
 
+def formula_weights(role):
+    """(weights,) of the policy, of the old policy or of the reference, near each other."""
+    size = sum(weights.numel() for weights in LlamaForCausalLM(LlamaConfig(**SHAPE)).parameters())
+    return wave(size, 1) + 0.05 * wave(size, ROLES[role])
+
+
 def formula_model(role):
-    """A Llama of 5,000 float64 weights. Roles differ enough for importance ratios of 0.5 and of 2."""
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).double()
-    size = sum(weights.numel() for weights in model.parameters())
-    vector_to_parameters(wave(size, 1) + 0.05 * wave(size, ROLES[role]), model.parameters())
+    """A Llama of two layers in float64, so that a tolerance of 1e-5 is far above the rounding."""
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    vector_to_parameters(formula_weights(role), model.parameters())
     return model
 
 
@@ -79,148 +80,264 @@ def flat_gradient(model):
 
 
 def fingerprint(gradient):
-    """[the gradient's norm, its products with fixed directions]: a gradient off by a share e of its norm is off
-    by about as much in each of them."""
+    """[norm, products with 8 fixed directions] of a gradient (weights,).
+
+    A gradient that is wrong by 1% of its norm is wrong by about as much in each product.
+    """
     directions = torch.stack([wave(len(gradient), number) for number in DIRECTIONS])  # (8, weights)
-    return [gradient.norm().item(), *(directions @ gradient.double()).tolist()]
+    return [gradient.norm().item(), *(directions @ gradient).tolist()]
 
 
 # --- The batch, and the cases: our flags beside TRL's arguments ---
 
 
 def make_batch():
-    """3 prompts of 4 responses, of different lengths. Half of them end in the stop token; group 3 has a tie."""
-    draw = random.Random(0)
+    """3 prompts of 4 responses, of different lengths, half of which end in the stop token.
+
+    old_logps: each response token's log-prob under the policy that sampled it, by a full log_softmax.
+    """
+    draw, model = random.Random(0), formula_model("old")
 
     def ids(length):
         return draw.choices(range(1, SHAPE["vocab_size"]), k=length)
 
+    prompts = [ids(length) for length in PROMPT_LENGTHS]
     responses = [[ids(length) for length in group] for group in RESPONSE_LENGTHS]
     for group in responses:
         group[0][-1] = group[2][-1] = STOP
-    return {"prompt_ids": [ids(n) for n in PROMPT_LENGTHS], "response_ids": responses, "rewards": REWARDS}
+
+    def old_logps(prompt, response):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]  # (length, V)
+        logps = (logits / SETTINGS["temperature"]).log_softmax(-1)
+        return logps.gather(-1, torch.tensor(response)[:, None]).squeeze(-1).tolist()
+
+    logps = [[old_logps(prompt, r) for r in group] for prompt, group in zip(prompts, responses, strict=True)]
+    return {"prompt_ids": prompts, "response_ids": responses, "rewards": REWARDS, "old_logps": logps}
 
 
 def dpo_cases():
-    """{name: (our flags, TRL's arguments, batches of pairs as (prompt, chosen, rejected))}
+    """{name: (our flags, TRL's arguments, batches of pairs (prompt, chosen, rejected))}
 
-    A case with several batches is the mean over them: TRL weighs the pairs of a batch alike, and the tokens of
-    all its chosen responses (`sft`), where we take the mean over a prompt's pairs and over a response's tokens.
+    The value of a case is the mean over its batches. TRL's batch is a mean over pairs, and for `sft` over the
+    tokens of all chosen responses; we take means over prompts, then over a prompt's pairs, and over a response's
+    tokens. In a batch of one prompt, or of one pair for `sft`, they are the same.
     """
-    pairs = [(0, 0, 1), (1, 3, 2)]
-    of_prompt = [[(0, c, r) for c, r in product((0, 3), (1, 2))], [(1, c, 2) for c in (0, 1, 3)]]
-    sigmoid = {"loss_type": ["sigmoid"], "beta": 0.1}
+    one_each = [(0, 0, 1), (1, 3, 2)]
+    every = [[(0, right, wrong) for right, wrong in product((0, 3), (1, 2))], [(1, r, 2) for r in (0, 1, 3)]]
+    sigmoid, norm = {"loss_type": ["sigmoid"], "beta": 0.1}, {"loss_type": ["sigmoid_norm"], "beta": 2.0}
+    with_nll = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1}
     return {
-        "dpo": ({"beta": 0.1}, sigmoid, [pairs]),
-        "dpo, length-normalized": (
-            {"beta": 2.0, "length_normalize": True},
-            {"loss_type": ["sigmoid_norm"], "beta": 2.0},
-            [pairs],
-        ),
-        "dpo, nll": (
-            {"beta": 0.1, "nll_coef": 1.0},
-            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1},
-            [[pair] for pair in pairs],
-        ),
-        "group dpo": ({"beta": 0.1, "pairing": "all"}, sigmoid, of_prompt),
+        "dpo": ({"beta": 0.1}, sigmoid, [one_each]),
+        "group_dpo": ({"beta": 0.1}, sigmoid, every),
+        "length_normalize": ({"beta": 2.0, "length_normalize": True}, norm, [one_each]),
+        "nll": ({"beta": 0.1, "nll_coef": 1.0}, with_nll, [[pair] for pair in one_each]),
     }
 
 
 def grpo_cases():
     """{name: (our flags, TRL's arguments)}"""
-    cases = {}
-    loss_types = [("token", "dapo"), ("token", "bnpo"), ("sequence", "grpo"), ("constant", "dr_grpo")]
-    for (ours, theirs), (scale, scale_rewards), kl in product(
-        loss_types, [("none", "none"), ("std", "group")], [0.0, 0.04]
-    ):
-        cases[f"grpo, {theirs}, {scale}, kl {kl}"] = (
-            {"correction": "clip", "normalize": ours, "advantage_scale": scale, "kl_coef": kl},
-            {"loss_type": theirs, "scale_rewards": scale_rewards, "beta": kl, **CLIP},
-        )
+    # TRL's default multiplies the KL term by the importance ratio, gradient included (DeepSeek-V3.2).
+    clip = {"epsilon": 0.2, "epsilon_high": 0.3, "use_bias_correction_kl": False}
+    ours_clip = {"correction": "clip", "clip_low": 0.2, "clip_high": 0.3}
     plain = {"advantage_scale": "none", "kl_coef": 0.0}
-    cases["grpo, no correction"] = (
-        {"correction": "none", "normalize": "constant", **plain},
-        {"loss_type": "dr_grpo", "scale_rewards": "none", **CLIP},
+    cases = {}
+    for (normalize, loss_type), (scale, theirs), kl_coef in product(
+        [("token", "dapo"), ("token", "bnpo"), ("sequence", "grpo"), ("constant", "dr_grpo")],
+        [("none", "none"), ("std", "group")],
+        [0.0, 0.04],
+    ):
+        cases[f"{loss_type}-{scale}-{kl_coef}"] = (
+            {**ours_clip, "normalize": normalize, "advantage_scale": scale, "kl_coef": kl_coef},
+            {**clip, "loss_type": loss_type, "scale_rewards": theirs, "beta": kl_coef},
+        )
+    cases["no_correction"] = (
+        {**ours_clip, **plain, "correction": "none", "normalize": "constant"},
+        {**clip, "loss_type": "dr_grpo", "scale_rewards": "none", "num_iterations": 1},
+    )
+    # CISPO's epsilon_high is the cap itself, not its distance from 1.
+    cases["cispo"] = (
+        {**plain, "correction": "tis", "tis_cap": 1.5, "normalize": "token"},
+        {"loss_type": "cispo", "epsilon_high": 1.5, "scale_rewards": "none"},
+    )
+    cases["vllm_token_truncate"] = (
+        {**plain, "correction": "tis", "tis_cap": 1.5, "normalize": "constant"},
+        {
+            "loss_type": "dr_grpo",
+            "scale_rewards": "none",
+            "num_iterations": 1,
+            "vllm_importance_sampling_mode": "token_truncate",
+            "vllm_importance_sampling_clip_max": 1.5,
+        },
+    )
+    # The two terms of train_dpo.py that are not DPO's; it clips at 0.2 on both sides.
+    cases["dpo_terms"] = (
+        {"grpo_coef": 1.0, "entropy_coef": 0.05},
+        {"loss_type": "luspo", "scale_rewards": "none", "epsilon": 0.2, "entropy_coef": 0.05},
     )
     return cases
 
 
-# --- TRL ---
+# --- TRL: imported inside, for the tests read this file where it is not installed ---
 
 
-def tokenizer():
-    """Ids as text, since TRL decodes what it samples: 5 is t5."""
+class Watch(TrainerCallback):
+    """Keeps the last step's loss and gradient. After a step the policy's weights take the place of the update."""
+
+    def on_pre_optimizer_step(self, args, state, control, model, **_):
+        self.gradient = flat_gradient(model).clone()
+
+    def on_step_end(self, args, state, control, model, **_):
+        vector_to_parameters(formula_weights("policy"), model.parameters())
+
+    def on_log(self, args, state, control, logs, **_):
+        if "loss" in logs:  # the summary at the end has none
+            self.loss = logs["loss"]
+
+
+def common_arguments(folder):
+    """Full precision, no clipping of the gradient, and nothing written but to a folder that will be deleted."""
+    return {
+        "output_dir": folder, "report_to": "none", "save_strategy": "no", "logging_steps": 1,
+        "disable_tqdm": True, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+        "max_grad_norm": 0.0,
+    }  # fmt: skip
+
+
+def make_tokenizer():
+    """TRL wants one, and decodes by it. Token 5 is the text 5."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"t{i}": i for i in range(SHAPE["vocab_size"])}
-    words = Tokenizer(models.WordLevel(words, unk_token="t1"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=f"t{STOP}", pad_token=f"t{STOP}")
+    words = models.WordLevel({str(i): i for i in range(SHAPE["vocab_size"])}, unk_token=str(STOP))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(words), eos_token=str(STOP), pad_token=str(STOP)
+    )
 
 
 def run_dpo(batch, pairs, arguments, folder):
+    """(loss, gradient) of one step of DPOTrainer on a batch of pairs (prompt, chosen, rejected)."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    rows = [{"prompt_ids": batch["prompt_ids"][p], "chosen_ids": batch["response_ids"][p][c], "rejected_ids": batch["response_ids"][p][r]} for p, c, r in pairs]
-    policy = formula_model("policy")
-    trainer = DPOTrainer(
-        policy, formula_model("reference"),
-        args=DPOConfig(output_dir=folder, per_device_train_batch_size=len(rows), max_steps=1, **arguments, **COMMON),
-        train_dataset=Dataset.from_list([{"prompt": "t5", "chosen": "t1", "rejected": "t2"}]), processing_class=tokenizer(),
+    rows = [
+        {
+            "prompt_ids": batch["prompt_ids"][prompt],
+            "chosen_ids": batch["response_ids"][prompt][chosen],
+            "rejected_ids": batch["response_ids"][prompt][rejected],
+        }
+        for prompt, chosen, rejected in pairs
+    ]
+    config = DPOConfig(
+        per_device_train_batch_size=len(rows), max_steps=1, **arguments, **common_arguments(folder)
     )
+    watch = Watch()
+    trainer = DPOTrainer(
+        formula_model("policy"),
+        formula_model("reference"),
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": "1", "chosen": "2", "rejected": "3"}]),
+        processing_class=make_tokenizer(),
+        callbacks=[watch],
+    )
+    # Ids, not text: TRL ends every response of a text dataset with the stop token, also a truncated one.
     trainer.train_dataset = Dataset.from_list(rows)
-    return run(trainer)
-
-
-COMMON = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, max_grad_norm=0.0, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True)
-
-def run(trainer):
-    from transformers import TrainerCallback
-    seen = {}
-    class C(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model, **_):
-            seen["gradient"] = flat_gradient(model).clone()
-        def on_step_end(self, args, state, control, model, **_):
-            vector_to_parameters(parameters_to_vector(formula_model("policy").parameters()), model.parameters())
-        def on_log(self, args, state, control, logs, **_):
-            if "loss" in logs: seen["loss"] = logs["loss"]
-            print(logs)
-    trainer.add_callback(C())
     trainer.train()
-    return seen
+    return watch.loss, watch.gradient
 
-def run_grpo(batch, arguments, folder, off=True, old=None, vllm=False):
+
+def run_grpo(batch, arguments, folder):
+    """(loss, gradient, advantages) of the last step of GRPOTrainer on the batch.
+
+    With num_iterations=2, TRL takes two steps on the responses: the first with the weights that sampled them,
+    under which it computes old log-probs of its own, the second with the policy's.
+    """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    G = 4
-    def rollout(prompts, trainer):
-        P = [int(p[1:]) for p in prompts]
-        return {"prompt_ids": [batch["prompt_ids"][p] for p in P], "completion_ids": sum(batch["response_ids"], []), "logprobs": old, "reward": sum(batch["rewards"], [])}
-    def reward(reward, **_):
+    responses = sum(batch["response_ids"], [])  # P * G
+
+    def rollout_func(prompts, trainer):
+        group = len(responses) // len(batch["prompt_ids"])
+        assert prompts == [str(i // group) for i in range(len(responses))], "TRL changed the prompts' order"
+        return {
+            "prompt_ids": [batch["prompt_ids"][int(prompt)] for prompt in prompts],
+            "completion_ids": responses,
+            "logprobs": sum(batch["old_logps"], []),
+            "reward": sum(batch["rewards"], []),
+        }
+
+    def reward_func(reward, **_):
         return reward
-    policy = formula_model("old" if off else "policy")
-    policy.config._name_or_path = folder
-    formula_model("reference").save_pretrained(folder)
-    trainer = GRPOTrainer(
-        policy, reward,
-        args=GRPOConfig(output_dir=folder, per_device_train_batch_size=12, num_generations=4, num_iterations=2 if off else 1, max_steps=2 if off else 1, shuffle_dataset=False,
-            max_completion_length=MAX_NEW_TOKENS, temperature=TEMPERATURE, **arguments, **COMMON),
-        train_dataset=Dataset.from_list([{"prompt": f"t{i}"} for i in range(3)]), processing_class=tokenizer(), rollout_func=rollout,
+
+    arguments = {"num_iterations": 2, **arguments}
+    config = GRPOConfig(
+        per_device_train_batch_size=len(responses),
+        num_generations=len(batch["response_ids"][0]),
+        max_steps=arguments["num_iterations"],
+        shuffle_dataset=False,
+        max_completion_length=SETTINGS["max_new_tokens"],
+        temperature=SETTINGS["temperature"],
+        **arguments,
+        **common_arguments(folder),
     )
-    if vllm:
-        trainer.use_vllm = True; trainer._last_loaded_step = 0
-    return run(trainer), trainer
+    formula_model("reference").save_pretrained(folder)
+    policy = formula_model("old" if config.num_iterations == 2 else "policy")
+    policy.config._name_or_path = folder  # where TRL loads its reference from
+    watch = Watch()
+    trainer = GRPOTrainer(
+        policy,
+        reward_func,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": str(i)} for i in range(len(batch["prompt_ids"]))]),
+        processing_class=make_tokenizer(),
+        callbacks=[watch],
+        rollout_func=rollout_func,
+    )
+    if "vllm_importance_sampling_mode" in arguments:
+        # Only now: at construction it would start an engine, and each step begins with a sync of weights.
+        trainer.use_vllm, trainer._last_loaded_step = True, 0
+    trainer.train()
+    return watch.loss, watch.gradient, list(trainer._logs["advantages"])
+
+
+def rounded(values):
+    """To 9 significant digits, through lists."""
+    return [rounded(v) for v in values] if isinstance(values, list) else float(f"{values:.9g}")
+
+
+def main(args=None):
+    config = parse_flags(Config, args)
+    batch = make_batch()
+    batch["old_logps"] = rounded(batch["old_logps"])
+    record = {
+        "made_by": "bench/trl_reference.sh",
+        "versions": {name: version(name) for name in ("trl", "torch", "transformers")},
+        "settings": SETTINGS,
+        "batch": batch,
+        "advantages": {},
+        "dpo": {},
+        "grpo": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (ours, theirs, batches) in dpo_cases().items():
+            losses, gradients = zip(*(run_dpo(batch, p, theirs, folder) for p in batches), strict=True)
+            loss, gradient = sum(losses) / len(batches), torch.stack(gradients).mean(0)
+            record["dpo"][name] = {
+                "ours": ours, "trl": theirs, "pairs": sum(batches, []),
+                "loss": rounded(loss), "gradient": rounded(fingerprint(gradient)),
+            }  # fmt: skip
+        for name, (ours, theirs) in grpo_cases().items():
+            loss, gradient, advantages = run_grpo(batch, theirs, folder)
+            record["grpo"][name] = {
+                "ours": ours, "trl": theirs,
+                "loss": rounded(loss), "gradient": rounded(fingerprint(gradient)),
+            }  # fmt: skip
+            if "advantage_scale" in ours:
+                record["advantages"][ours["advantage_scale"]] = rounded(advantages)
+    Path(config.out).write_text(json.dumps(record) + "\n")
+    print(f"{config.out}: {len(record['dpo']) + len(record['grpo'])} cases by TRL {version('trl')}")
+
 
 if __name__ == "__main__":
-    b = make_batch()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (_, a, batches) in dpo_cases().items():
-            s = run_dpo(b, batches[0], a, folder)
-            print(name, s["loss"], fingerprint(s["gradient"]))
-        for name, (_, a) in list(grpo_cases().items())[1:2]:
-            s, t = run_grpo(b, a, folder)
-            print(name, s["loss"], fingerprint(s["gradient"]))
-            print({k: v for k, v in t._metrics["train"].items()})
-            print(t._logs["advantages"], t._buffered_inputs)
+    main()

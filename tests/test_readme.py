@@ -10,11 +10,15 @@ import evaluate
 import generate
 import report
 import train_dpo
+import train_grpo
 from run import parse_flags
 
 ROOT = Path(train_dpo.__file__).parent
 README = (ROOT / "README.md").read_text()
-SCRIPTS = {f"{script.__name__}.py": script.Config for script in (evaluate, generate, report, train_dpo)}
+SCRIPTS = {
+    f"{script.__name__}.py": script.Config
+    for script in (evaluate, generate, report, train_dpo, train_grpo)
+}
 
 
 def commands():
@@ -33,13 +37,14 @@ def test_commands_parse(command):
 
 def test_files_exist():
     """A file that README names and the tree lacks. Break: rename one in README's table."""
-    named = re.findall(r"`([\w/]+\.(?:py|md|txt))`", README) + re.findall(r"\]\((results/[\w/.]+)\)", README)
+    named = re.findall(r"`([\w/]+\.(?:py|md|txt|sh))`", README) + re.findall(r"\]\((results/[\w/.]+)\)", README)
     assert len(named) > 10 and [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_every_metric_is_in_the_glossary():
+@pytest.mark.parametrize("script", ["train_dpo.py", "train_grpo.py"])
+def test_every_metric_is_in_the_glossary(script):
     """A key that nobody can look up. Break: delete a row of the table."""
-    source = (ROOT / "train_dpo.py").read_text()
+    source = (ROOT / script).read_text()
     keys = re.findall(r'^ {12}"(\w+)": ', source, re.M) + re.findall(r'watch\("(\w+)"\)', source)
     assert len(keys) > 20 and [key for key in keys if f"`{key}`" not in README] == []
 

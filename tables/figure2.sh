@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Figure 2: online DPO on mathematics with the reference fixed to the seed model. The paper's claim: response length
+# collapses, and reward falls with it. Beside it, the same with the reference synced (from table1.sh, run that first).
+#   bash tables/figure2.sh [laptop|gpu|paper]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tables/scales.sh "$@"
+for seed in $SEEDS; do
+  echo "figure2/fixed-reference/$seed train_dpo.py --sync-every 1 --sync-ref-every inf --seed $seed $COMMON $DPO"
+done | bash tables/run.sh
+.venv/bin/python report.py --runs results/table1/dpo-1 results/figure2/fixed-reference --smooth 10 \
+  --panels reward length entropy kl_ref --out results/figure2/curves.png --table results/figure2/table.md

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Figure 3: next-token entropy of the rollouts over training. The paper's claim: it falls in every regime but offline, where
+# rollouts come from the seed model and cannot show it. Drawn from the runs of table1.sh; nothing is trained here.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.venv/bin/python report.py --runs results/table1/{dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
+  --panels entropy policy_entropy reward --out results/figure3/curves.png

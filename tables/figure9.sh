@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Figure 9: length and correctness. The paper's claim: early in training shorter responses are more often right, and the run
+# with a fixed reference, which collapses, exploits that. Drawn from the runs of table1.sh and figure2.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.venv/bin/python report.py --runs results/table1/dpo-1 results/figure2/fixed-reference --smooth 10 \
+  --panels right_length wrong_length chosen_length rejected_length --out results/figure9/curves.png
