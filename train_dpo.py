@@ -96,8 +96,9 @@ class Config:
         help="Adam's epsilon; a large one (1e-4) is the paper's remedy for instability.",
     )
     grad_clip: Positive = HfArg(default=1.0, help="Largest norm of the gradient.")
-    micro_batch_tokens: Count = HfArg(
-        default=16384, help="Tokens in one forward and backward, padding included."
+    micro_batch_tokens: Count | None = HfArg(
+        default=None,
+        help="Tokens in one forward and backward, padding included. Default: 16384 on a GPU, 2048 on a CPU.",
     )
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="transformers is slow, and for where vLLM does not install."
@@ -218,6 +219,7 @@ def main(args=None):
         rank, world, device = init_ranks()
         config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         config.sync_ref_every = config.sync_ref_every or config.sync_every
+        config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
         check_engine(config.engine)
         tokenizer = load_tokenizer(config.model)
         prompts = load_prompts(config.data)

@@ -20,12 +20,15 @@ from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # no warning that rollout_func may change
 
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from transformers.hf_argparser import HfArg
+from transformers.utils.logging import disable_progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python bench/trl_reference.py` puts only bench/ there
@@ -61,22 +64,26 @@ def wave(size, number):
     return torch.sin(number * i * i)
 
 
-def formula_weights(role):
-    """(weights,) of the policy, of the old policy or of the reference, near each other."""
-    size = sum(weights.numel() for weights in LlamaForCausalLM(LlamaConfig(**SHAPE)).parameters())
-    return wave(size, 1) + 0.05 * wave(size, ROLES[role])
+def by_name(model):
+    """The model's parameters in an order that is no library's choice."""
+    return [parameter for _, parameter in sorted(model.named_parameters())]
+
+
+def set_weights(model, role):
+    """Make a model the policy, the old policy or the reference, which lie near each other. In float64."""
+    size = sum(parameter.numel() for parameter in by_name(model))
+    vector_to_parameters(wave(size, 1) + 0.05 * wave(size, ROLES[role]), by_name(model))
+    return model
 
 
 def formula_model(role):
-    """A Llama of two layers in float64, so that a tolerance of 1e-5 is far above the rounding."""
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    vector_to_parameters(formula_weights(role), model.parameters())
-    return model
+    """A Llama of two layers. In float64 the two sides agree to 1e-6, and a tolerance of 1e-5 means something."""
+    return set_weights(LlamaForCausalLM(LlamaConfig(**SHAPE)), role)
 
 
 def flat_gradient(model):
     """(weights,)"""
-    return parameters_to_vector([weights.grad for weights in model.parameters()])
+    return parameters_to_vector([parameter.grad for parameter in by_name(model)])
 
 
 def fingerprint(gradient):
@@ -185,10 +192,10 @@ class Watch(TrainerCallback):
     """Keeps the last step's loss and gradient. After a step the policy's weights take the place of the update."""
 
     def on_pre_optimizer_step(self, args, state, control, model, **_):
-        self.gradient = flat_gradient(model).clone()
+        self.gradient = flat_gradient(model)
 
     def on_step_end(self, args, state, control, model, **_):
-        vector_to_parameters(formula_weights("policy"), model.parameters())
+        set_weights(model, "policy")
 
     def on_log(self, args, state, control, logs, **_):
         if "loss" in logs:  # the summary at the end has none
@@ -215,6 +222,15 @@ def make_tokenizer():
     )
 
 
+def train(trainer):
+    """(loss, gradient) of the trainer's last step."""
+    watch = Watch()
+    trainer.add_callback(watch)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return watch.loss, watch.gradient
+
+
 def run_dpo(batch, pairs, arguments, folder):
     """(loss, gradient) of one step of DPOTrainer on a batch of pairs (prompt, chosen, rejected)."""
     from datasets import Dataset
@@ -231,19 +247,16 @@ def run_dpo(batch, pairs, arguments, folder):
     config = DPOConfig(
         per_device_train_batch_size=len(rows), max_steps=1, **arguments, **common_arguments(folder)
     )
-    watch = Watch()
     trainer = DPOTrainer(
         formula_model("policy"),
         formula_model("reference"),
         args=config,
         train_dataset=Dataset.from_list([{"prompt": "1", "chosen": "2", "rejected": "3"}]),
         processing_class=make_tokenizer(),
-        callbacks=[watch],
     )
     # Ids, not text: TRL ends every response of a text dataset with the stop token, also a truncated one.
     trainer.train_dataset = Dataset.from_list(rows)
-    trainer.train()
-    return watch.loss, watch.gradient
+    return train(trainer)
 
 
 def run_grpo(batch, arguments, folder):
@@ -284,21 +297,19 @@ def run_grpo(batch, arguments, folder):
     formula_model("reference").save_pretrained(folder)
     policy = formula_model("old" if config.num_iterations == 2 else "policy")
     policy.config._name_or_path = folder  # where TRL loads its reference from
-    watch = Watch()
     trainer = GRPOTrainer(
         policy,
         reward_func,
         args=config,
         train_dataset=Dataset.from_list([{"prompt": str(i)} for i in range(len(batch["prompt_ids"]))]),
         processing_class=make_tokenizer(),
-        callbacks=[watch],
         rollout_func=rollout_func,
     )
     if "vllm_importance_sampling_mode" in arguments:
         # Only now: at construction it would start an engine, and each step begins with a sync of weights.
         trainer.use_vllm, trainer._last_loaded_step = True, 0
-    trainer.train()
-    return watch.loss, watch.gradient, list(trainer._logs["advantages"])
+    loss, gradient = train(trainer)
+    return loss, gradient, list(trainer._logs["advantages"])
 
 
 def rounded(values):
@@ -308,6 +319,7 @@ def rounded(values):
 
 def main(args=None):
     config = parse_flags(Config, args)
+    disable_progress_bar()  # of loading and saving the reference, a bar each
     batch = make_batch()
     batch["old_logps"] = rounded(batch["old_logps"])
     record = {
@@ -320,14 +332,14 @@ def main(args=None):
         "grpo": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        for name, (ours, theirs, batches) in dpo_cases().items():
+        for name, (ours, theirs, batches) in tqdm(dpo_cases().items(), desc="DPO"):
             losses, gradients = zip(*(run_dpo(batch, p, theirs, folder) for p in batches), strict=True)
             loss, gradient = sum(losses) / len(batches), torch.stack(gradients).mean(0)
             record["dpo"][name] = {
                 "ours": ours, "trl": theirs, "pairs": sum(batches, []),
                 "loss": rounded(loss), "gradient": rounded(fingerprint(gradient)),
             }  # fmt: skip
-        for name, (ours, theirs) in grpo_cases().items():
+        for name, (ours, theirs) in tqdm(grpo_cases().items(), desc="GRPO"):
             loss, gradient, advantages = run_grpo(batch, theirs, folder)
             record["grpo"][name] = {
                 "ours": ours, "trl": theirs,
@@ -335,7 +347,8 @@ def main(args=None):
             }  # fmt: skip
             if "advantage_scale" in ours:
                 record["advantages"][ours["advantage_scale"]] = rounded(advantages)
-    Path(config.out).write_text(json.dumps(record) + "\n")
+    text = json.dumps(record).replace("}, ", "},\n")  # lines, so that a diff shows which case has changed
+    Path(config.out).write_text(text + "\n")
     print(f"{config.out}: {len(record['dpo']) + len(record['grpo'])} cases by TRL {version('trl')}")
 
 

@@ -1,5 +1,5 @@
-"""Our losses and gradients against those that TRL's own trainers gave (bench/trl_reference.sh): every digit
-frozen in trl_reference.json, on a model whose weights are a formula."""
+"""Our losses and gradients against those of TRL's own trainers, which bench/trl_reference.sh ran and froze in
+trl_reference.json. The model's weights are a formula, the batch is in the file: nothing else is compared."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from train_grpo import (
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = json.loads((ROOT / "tests" / "trl_reference.json").read_text())
-BATCH = REFERENCE["batch"]
+SETTINGS, BATCH = REFERENCE["settings"], REFERENCE["batch"]
 REWARDS = torch.tensor(BATCH["rewards"])  # (P, G)
 P, G = REWARDS.shape
 ROLLOUTS = [
@@ -34,13 +34,15 @@ ROLLOUTS = [
     for g in range(G)
 ]
 LENGTHS = torch.tensor([len(rollout.response_ids) for rollout in ROLLOUTS])  # (P * G,)
-TEMPERATURE = REFERENCE["settings"]["temperature"]
+DPO_TERMS = "dpo_terms"  # TRL's GRPO trainer on what train_dpo.py adds to DPO's loss
+DPO, GRPO = REFERENCE["dpo"], {name: case for name, case in REFERENCE["grpo"].items() if name != DPO_TERMS}
 
 
-def learn(loss_of, groups, temperature):
-    """(loss, fingerprint of the gradient) of one step, over micro-batches as in the train scripts' Learn.
+def learn(groups, temperature, loss_of):
+    """(loss, fingerprint of the gradient) of one step, over micro-batches like the train scripts' Learn.
 
-    loss_of: from rows and what the forwards gave for them to a micro-batch's share of the loss.
+    loss_of(rows, mask, logps, ref_logps, old_logps, entropy) is a micro-batch's share of the loss; rows are
+    indices into ROLLOUTS, the others (B, T).
     """
     policy, reference, total = formula_model("policy"), formula_model("reference"), 0.0
     batches = list(micro_batches(groups, ROLLOUTS, max_tokens=40))
@@ -56,55 +58,114 @@ def learn(loss_of, groups, temperature):
     return total, fingerprint(flat_gradient(policy))
 
 
-def check(case, loss, gradient):
-    """Equal to 1e-5 of the loss, and of the gradient's norm in each direction."""
-    assert loss == pytest.approx(case["loss"], rel=1e-5)
-    assert gradient == pytest.approx(case["gradient"], abs=1e-5 * case["gradient"][0])
+def near(number):
+    return pytest.approx(number, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", REFERENCE["dpo"])
+def near_gradient(frozen):
+    """To 1e-5 of the gradient's norm, in the norm and in each direction."""
+    return pytest.approx(frozen, rel=0, abs=1e-5 * frozen[0])
+
+
+@pytest.mark.parametrize("name", DPO)
 def test_dpo(name):
-    """..."""
-    case = REFERENCE["dpo"][name]
-    ours = {"length_normalize": False, "nll_coef": 0.0, **case["ours"]}
+    """A sign, a mask, a mean over the wrong thing: here with the pairs, the prompts' weights and the lengths.
+
+    Break: rejected_gain - chosen_gain in dpo_loss; or a weight of 1 for each pair in locate_pairs (group_dpo).
+    """
+    case = DPO[name]
+    flags = {"length_normalize": False, "nll_coef": 0.0, **case["ours"]}
     pairs = [(p, p * G + chosen, p * G + rejected) for p, chosen, rejected in case["pairs"]]
-    needed = defaultdict(set)
-    for p, *pair in pairs:
-        needed[p] |= set(pair)
-    groups = [sorted(group) for group in needed.values()]
+    needed = defaultdict(set)  # prompt: its responses that the loss needs
+    for p, chosen, rejected in pairs:
+        needed[p] |= {chosen, rejected}
 
     def loss_of(rows, mask, logps, ref_logps, old_logps, entropy):
-        chosen, rejected, weights = locate_pairs(pairs, rows)
-        n_tokens = mask.sum(-1)
-        scale = 1 / n_tokens if ours["length_normalize"] else torch.ones_like(n_tokens)
-        mine, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale
-        dpo = dpo_loss(mine[chosen], mine[rejected], refs[chosen], refs[rejected], ours["beta"])
+        chosen, rejected, weights = locate_pairs(pairs, rows)  # (N,) each
+        n_tokens = mask.sum(-1)  # (B,)
+        scale = 1 / n_tokens if flags["length_normalize"] else 1
+        ours, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale  # (B,), (B,)
+        dpo = dpo_loss(ours[chosen], ours[rejected], refs[chosen], refs[rejected], flags["beta"])
         nll = -(logps.sum(-1) / n_tokens)[chosen]
-        return (weights * (dpo + ours["nll_coef"] * nll)).sum() / len(groups)
+        return (weights * (dpo + flags["nll_coef"] * nll)).sum() / len(needed)
 
-    loss, gradient = learn(loss_of, groups, temperature=1.0)
-    print(name, loss, case["loss"], loss/case["loss"]-1, max(abs(a-b)/case["gradient"][0] for a,b in zip(gradient, case["gradient"])))
-    check(case, loss, gradient)
+    loss, gradient = learn([sorted(group) for group in needed.values()], 1.0, loss_of)
+    assert loss == near(case["loss"]) and gradient == near_gradient(case["gradient"])
 
 
-@pytest.mark.parametrize("name", REFERENCE["grpo"])
+@pytest.mark.parametrize("name", GRPO)
 def test_grpo(name):
-    case = REFERENCE["grpo"][name]
-    ours = case["ours"]
-    if name == "dpo_terms": pytest.skip()
-    advantages = group_advantages(REWARDS, ours["advantage_scale"]).flatten()
-    weights = token_weights(LENGTHS, ours["normalize"], REFERENCE["settings"]["max_new_tokens"])
+    """Clipping on one side only, a ratio upside down, a normaliser of the micro-batch instead of the step.
+
+    Break: swap clip_low and clip_high in grpo_loss; or swap the two log-probs in kl_estimate; or divide by
+    lengths alone in token_weights' sequence; or drop .detach() in tis_loss.
+    """
+    case = GRPO[name]
+    flags = case["ours"]
+    advantages = group_advantages(REWARDS, flags["advantage_scale"]).flatten()  # (P * G,)
+    weights = token_weights(LENGTHS, flags["normalize"], SETTINGS["max_new_tokens"])  # (P * G,)
 
     def loss_of(rows, mask, logps, ref_logps, old_logps, entropy):
-        A = advantages[rows]
-        if ours["correction"] == "none":
-            losses = grpo_loss(logps, logps.detach(), A, mask, ours["clip_low"], ours["clip_high"])
-        elif ours["correction"] == "clip":
-            losses = grpo_loss(logps, old_logps, A, mask, ours["clip_low"], ours["clip_high"])
+        A = advantages[rows]  # (B,)
+        if flags["correction"] == "tis":
+            losses = tis_loss(logps, old_logps, A, mask, flags["tis_cap"])
         else:
-            losses = tis_loss(logps, old_logps, A, mask, ours["tis_cap"])
-        return (weights[rows, None] * (losses + ours["kl_coef"] * kl_estimate(logps, ref_logps))).sum()
+            old = old_logps if flags["correction"] == "clip" else logps.detach()
+            losses = grpo_loss(logps, old, A, mask, flags["clip_low"], flags["clip_high"])
+        return (weights[rows, None] * (losses + flags["kl_coef"] * kl_estimate(logps, ref_logps))).sum()
 
-    loss, gradient = learn(loss_of, [[i] for i in range(P * G)], TEMPERATURE)
-    print(name, loss, case["loss"], loss/case["loss"]-1, max(abs(a-b)/case["gradient"][0] for a,b in zip(gradient, case["gradient"])))
-    check(case, loss, gradient)
+    loss, gradient = learn([[i] for i in range(P * G)], SETTINGS["temperature"], loss_of)
+    assert gradient == near_gradient(case["gradient"])
+    # TRL multiplies the weight by a ratio of 1, tis_loss by log-probs: other values of the same gradient.
+    assert name == "vllm_token_truncate" or loss == near(case["loss"])
+
+
+def test_what_dpo_adds_to_its_loss():
+    """The GRPO term, a sum over a response's tokens, and the entropy bonus with the wrong sign or none.
+
+    Break: return zeros as token_logps' entropies; or detach them.
+    """
+    case = REFERENCE["grpo"][DPO_TERMS]
+    advantages = group_advantages(REWARDS).flatten()  # (P * G,)
+
+    def loss_of(rows, mask, logps, ref_logps, old_logps, entropy):
+        grpo = grpo_loss(logps, old_logps, advantages[rows], mask, clip_low=0.2, clip_high=0.2)
+        return (
+            -case["ours"]["entropy_coef"] * entropy.sum() / LENGTHS.sum()
+            + case["ours"]["grpo_coef"] * grpo.sum() / len(ROLLOUTS)
+        )
+
+    loss, gradient = learn([[i] for i in range(P * G)], SETTINGS["temperature"], loss_of)
+    assert loss == near(case["loss"]) and gradient == near_gradient(case["gradient"])
+
+
+@pytest.mark.parametrize("scale", ["none", "std"])
+def test_advantages(scale):
+    """The standard deviation of a population instead of a sample, or another epsilon; a tie that is not zero.
+
+    Break: correction=0 in std; or 1e-6 for 1e-4.
+    """
+    ours = group_advantages(REWARDS, scale).flatten().tolist()
+    assert ours == near(REFERENCE["advantages"][scale])
+    assert ours[-G:] == [0.0] * G
+
+
+def test_batch_reaches_every_side_of_the_bounds():
+    """A batch in which nothing is clipped, so that the tests above prove nothing. Break: formula_model("old")
+    as the policy."""
+    advantages = group_advantages(REWARDS).flatten()
+    input_ids, mask, old_logps = to_batch(ROLLOUTS, "cpu")
+    with torch.no_grad():
+        logps = token_logps(formula_model("policy"), input_ids, mask, SETTINGS["temperature"])
+    ratio = (logps - old_logps).exp()  # (B, T)
+    for sign in (1, -1):
+        of_sign = ratio[(sign * advantages > 0)[:, None] & mask.bool()]
+        assert min((of_sign < 0.8).sum(), (of_sign > 1.5).sum(), ((0.8 < of_sign) & (of_sign < 1.3)).sum()) > 0
+
+
+def test_reference_is_of_the_pinned_versions():
+    """Pins that were raised, and numbers that were not made again. Break: change TRL's version in the lock."""
+    lock = (ROOT / "bench" / "requirements-trl.txt").read_text()
+    pins = dict(re.findall(r"^([a-z][\w.-]*)==([\w.]+)", lock, re.M))
+    made_by = {name: number.partition("+")[0] for name, number in REFERENCE["versions"].items()}
+    assert made_by == {name: pins[name] for name in ("trl", "torch", "transformers")}
