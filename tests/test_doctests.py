@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["data", "evaluate", "rewards", "tiny.smollm2", "train_dpo"])
+@pytest.mark.parametrize("name", ["data", "evaluate", "rewards", "tiny.smollm2", "train_dpo", "train_grpo"])
 def test_examples_in_docstrings(name):
     """An example that a reader trusts and the code no longer gives. Break: change a number in one of them."""
     result = doctest.testmod(importlib.import_module(name))

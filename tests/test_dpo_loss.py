@@ -1,4 +1,4 @@
-"""DPO's loss and the pairing rules: the numbers by hand, the gradient by finite differences."""
+"""DPO's loss, the pairing rules and the batches: numbers by hand, gradients by finite differences."""
 
 import math
 import random
@@ -6,8 +6,10 @@ import random
 import pytest
 import torch
 
+import train_dpo
+import train_grpo
 from generate import Rollout
-from train_dpo import dpo_loss, micro_batches, pick_pairs, to_batch
+from train_dpo import dpo_loss, locate_pairs, pick_pairs
 
 
 def test_policy_equal_to_reference_costs_log_2():
@@ -44,6 +46,52 @@ def test_loss_pushes_chosen_up_and_rejected_down():
     chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
     dpo_loss(chosen, rejected, torch.zeros(1), torch.zeros(1), beta=0.1).sum().backward()
     assert chosen.grad.item() == pytest.approx(-0.05) and rejected.grad.item() == pytest.approx(0.05)
+
+
+def test_loss_far_from_the_reference():
+    """A sigmoid that underflows: an infinite loss and no gradient, where offline training arrives.
+
+    Break: -torch.sigmoid(x).log() for -F.logsigmoid(x). At margins of -2000 and 2000 the loss is 200 and 0.
+    """
+    chosen = torch.tensor([-3000.0, -1000.0], requires_grad=True)
+    loss = dpo_loss(chosen, torch.tensor([-1000.0, -3000.0]), torch.zeros(2), torch.zeros(2), beta=0.1)
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([200, 0]) and chosen.grad.tolist() == pytest.approx([-0.1, 0])
+
+
+def test_group_dpo_is_the_mean_over_pairs():
+    """GroupDPO that weighs prompts by their pairs, mixes rows up, or depends on how the batch is cut.
+
+    Breaks: a weight of 1, or of 1 / len(pairs); row_of from sorted(rows); swap the chosen and the rejected.
+
+    Prompts 0, 1 and 2 have 4, 3 and no pairs. 8 responses have a row, where 7 pairs would have 14.
+    """
+    torch.manual_seed(0)
+    ours, refs = torch.randn(2, 12, dtype=torch.float64)
+    ours.requires_grad_()
+    picked = pick_pairs([[1.0, 0, 1, 0], [0.0, 0, 1, 0], [1.0, 1, 1, 1]], "all")
+    pairs = [(p, 4 * p + chosen, 4 * p + rejected) for p, chosen, rejected in picked]
+
+    def one(c, r):
+        return dpo_loss(ours[c], ours[r], refs[c], refs[r], 0.7)
+
+    expected = (one(0, 1) + one(0, 3) + one(2, 1) + one(2, 3)) / 4 + (one(6, 4) + one(6, 5) + one(6, 7)) / 3
+
+    def in_batches(ours, *batches):
+        total = 0
+        for rows in batches:
+            chosen, rejected, weights = locate_pairs(pairs, rows)
+            x, y = ours[rows], refs[rows]
+            total += (weights * dpo_loss(x[chosen], x[rejected], y[chosen], y[rejected], 0.7)).sum()
+        return total
+
+    whole, cut = [[3, 1, 7, 5, 0, 6, 4, 2]], [[6, 4, 7, 5], [2, 3, 1, 0]]
+    (gradient,) = torch.autograd.grad(expected, ours)
+    for batches in (whole, cut):
+        total = in_batches(ours, *batches)
+        assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert torch.allclose(torch.autograd.grad(total, ours)[0], gradient, rtol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: in_batches(x, *cut), ours)
 
 
 ALL_RIGHT, ALL_WRONG, MIXED = [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]
@@ -99,30 +147,37 @@ def rollout(prompt, response):
     return Rollout("x", prompt, response, [-0.5] * len(response), "stop", 0)
 
 
-def test_batch_masks_by_length_and_keeps_the_stop_token():
+# The two scripts have their own copies: both are tested.
+scripts = pytest.mark.parametrize("script", [train_dpo, train_grpo], ids=["dpo", "grpo"])
+
+
+@scripts
+def test_batch_masks_by_length_and_keeps_the_stop_token(script):
     """pad == eos: a mask made from ids drops the stop token, and the model never learns to stop.
 
     Break: mask where input_ids != 0 (0 is both the padding and, here, the stop token).
     """
     rows = [rollout([5, 6], [7, 0]), rollout([5], [0])]
-    input_ids, mask, logps = to_batch(rows, "cpu")
+    input_ids, mask, logps = script.to_batch(rows, "cpu")
     assert input_ids.tolist() == [[5, 6, 7, 0], [5, 0, 0, 0]]
     assert mask.tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
     assert logps.tolist() == [[0, 0, -0.5, -0.5], [0, -0.5, 0, 0]]
 
 
-def test_micro_batches_lose_no_pair_and_keep_to_the_limit():
-    """A pair lost or doubled at a micro-batch's edge; padding not counted.
+@scripts
+def test_micro_batches_lose_nothing_and_keep_to_the_limit(script):
+    """A group that is lost, doubled or torn at a micro-batch's edge; padding not counted.
 
-    Break: drop the last `yield batch`.
+    Breaks: drop the last `yield batch`; `batch = []` after the addition; sum instead of the longest.
     """
     rng = random.Random(0)
-    pairs = [
-        (rollout([1] * rng.randint(1, 9), [2] * rng.randint(1, 30)), rollout([1], [2] * i))
-        for i in range(1, 40)
-    ]
-    batches = list(micro_batches(pairs, max_tokens=300))
-    assert sorted(map(id, (pair for batch in batches for pair in batch))) == sorted(map(id, pairs))
-    sizes = [to_batch([r for pair in batch for r in pair], "cpu")[0].numel() for batch in batches]
-    assert max(sizes) <= 300 and len(batches) < len(pairs) / 2
-    assert [len(batch) for batch in micro_batches(pairs, max_tokens=1)] == [1] * len(pairs)
+    rollouts = [rollout([1] * rng.randint(1, 9), [2] * rng.randint(1, 30)) for _ in range(90)]
+    indices = rng.sample(range(90), 80)  # not all have a part in the loss
+    groups = [indices[i : i + size] for i, size in zip(range(0, 80, 4), [1, 2, 3, 4] * 5, strict=True)]
+    batches = list(script.micro_batches(groups, rollouts, 300))
+    for group in groups:
+        assert sum(set(group) <= set(batch) for batch in batches) == 1  # whole, in one batch
+    assert sorted(sum(batches, [])) == sorted(sum(groups, []))
+    sizes = [script.to_batch([rollouts[i] for i in batch], "cpu")[0].numel() for batch in batches]
+    assert max(sizes) <= 300 and len(batches) < len(groups) / 2
+    assert sorted(script.micro_batches(groups, rollouts, 1)) == sorted(groups)

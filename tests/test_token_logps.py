@@ -14,13 +14,14 @@ def policy(request, checkpoints):
 
 
 def plain(policy, ids, temperature=1.0):
-    """(B, T) log-probs by a full log_softmax over all logits, a loop over tokens."""
+    """Log-probs and entropies, (B, T) each, by a full log_softmax over all logits and a loop over tokens."""
     logp = (policy(ids).logits / temperature).log_softmax(-1)
-    out = torch.zeros(ids.shape)
+    logps, entropies = torch.zeros(ids.shape), torch.zeros(ids.shape)
     for b in range(ids.shape[0]):
         for t in range(1, ids.shape[1]):
-            out[b, t] = logp[b, t - 1, ids[b, t]]
-    return out
+            logps[b, t] = logp[b, t - 1, ids[b, t]]
+            entropies[b, t] = -(logp[b, t - 1].exp() * logp[b, t - 1]).sum()
+    return logps, entropies
 
 
 def batch():
@@ -28,32 +29,72 @@ def batch():
     return torch.randint(0, 256, (3, 17))
 
 
-def test_equals_plain_log_softmax(policy):
-    """The shift by one, done twice or not at all. Break: predictors from hidden[:, 1:]."""
-    ids = batch()
-    assert torch.allclose(token_logps(policy, ids), plain(policy, ids), atol=1e-5)
+def gradient(policy, *outputs):
+    """Of the outputs under fixed random weights, by all parameters: one vector."""
+    policy.zero_grad()
+    weights = torch.randn(len(outputs), *outputs[0].shape, generator=torch.Generator().manual_seed(0))
+    (torch.stack(outputs) * weights).sum().backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
-def test_temperature_divides_the_logits(policy):
-    """Temperature on the sampler's side only: a gap that looks like staleness.
+def assert_close(ours, theirs):
+    assert (ours - theirs).norm() < 1e-4 * theirs.norm() and theirs.norm() > 1
 
-    Break: drop `/ temperature`.
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_equal_the_plain_way(policy, temperature):
+    """The shift by one, done twice or not at all; temperature on the sampler's side only.
+
+    Breaks: predictors from hidden[:, 1:]; drop `/ temperature`; the sign of the entropy's sum.
     """
     ids = batch()
-    assert torch.allclose(token_logps(policy, ids, temperature=0.7), plain(policy, ids, 0.7), atol=1e-5)
-    assert not torch.allclose(token_logps(policy, ids, temperature=0.7), plain(policy, ids), atol=1e-2)
+    ours = token_logps(policy, ids, temperature=temperature, with_entropy=True)
+    for x, y in zip(ours, plain(policy, ids, temperature), strict=True):
+        assert torch.allclose(x, y, atol=1e-4)
+    assert torch.equal(token_logps(policy, ids, temperature=temperature), ours[0])
+
+
+def test_gradients_equal_the_plain_way(policy):
+    """A detach on the way back, or an entropy bonus that is computed and pulls on nothing.
+
+    Breaks: hidden.detach(); detach the softmax, or the log_normalizer; _head_logps under no_grad.
+    """
+    ids = batch()
+    for which in (0, 1):
+        ours, theirs = token_logps(policy, ids, None, 0.7, True)[which], plain(policy, ids, 0.7)[which]
+        assert_close(gradient(policy, ours), gradient(policy, theirs))
+
+
+def test_head_against_finite_differences(monkeypatch):
+    """The same in float64, and with a bias, which neither family has.
+
+    Breaks: detach the softmax, or the log_normalizer in either output; drop the bias.
+    """
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the head's cast
+    torch.manual_seed(0)
+    shapes = (4, 3), (6, 3), (6,)  # hidden (N, D), weight (V, D), bias (V,)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def head(hidden, weight, bias):
+        return model_file._head_logps(hidden, torch.arange(4), weight, bias, 0.7, True)
+
+    hidden, weight, bias = inputs
+    logp = ((hidden @ weight.T + bias) / 0.7).log_softmax(-1)
+    logps, entropies = head(*inputs)
+    assert torch.allclose(logps, logp.diagonal()) and torch.allclose(entropies, -(logp.exp() * logp).sum(-1))
+    assert torch.autograd.gradcheck(head, inputs)
 
 
 def test_mask_zeroes_the_rest_and_changes_nothing_else(policy):
-    """A prompt token that is trained, or a masked row that shifts its neighbours.
+    """A prompt token that is trained, a masked row that shifts its neighbours, or a mask that is written to.
 
-    Break: return without the mask.
+    Breaks: `wanted` of ones; drop the clone.
     """
-    ids, mask = batch(), torch.zeros(3, 17)
-    mask[0, 5:9], mask[1, 1:17], mask[2, 16] = 1, 1, 1
+    ids, mask = batch(), torch.zeros(3, 17, dtype=torch.bool)
+    mask[0, 5:9], mask[1, :], mask[2, 16] = True, True, True
     before = ids.clone(), mask.clone()
-    assert torch.allclose(token_logps(policy, ids, mask), plain(policy, ids) * mask, atol=1e-5)
-    assert torch.equal(ids, before[0]) and torch.equal(mask, before[1])  # inputs are not written to
+    assert torch.allclose(token_logps(policy, ids, mask), plain(policy, ids)[0] * mask, atol=1e-5)
+    assert torch.equal(ids, before[0]) and torch.equal(mask, before[1])  # the inputs are as they were
 
 
 def test_column_zero_is_zero_even_where_the_mask_is_one(policy):
@@ -62,50 +103,23 @@ def test_column_zero_is_zero_even_where_the_mask_is_one(policy):
 
 
 def test_padding_on_the_right_changes_nothing(policy):
-    """Padding that is attended to. Break: is_causal=False in the attention."""
+    """Padding that is attended to. Break: `is_causal=False` in the call of the decoder."""
     ids = batch()
     padded = torch.cat([ids, torch.full((3, 6), 259)], dim=1)
     mask = torch.cat([torch.ones(3, 17), torch.zeros(3, 6)], dim=1)
-    assert torch.allclose(token_logps(policy, padded, mask)[:, :17], token_logps(policy, ids), atol=1e-5)
+    ours, theirs = token_logps(policy, padded, mask)[:, :17], token_logps(policy, ids)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert_close(gradient(policy, ours), gradient(policy, theirs))
 
 
 def test_chunks_change_neither_value_nor_gradient(policy, monkeypatch):
-    """A chunk lost, doubled or out of order. Break: pieces[::-1] in the torch.cat."""
-    ids, weights = batch(), torch.randn(3, 17)
-
-    def value_and_gradient():
-        logps, entropies = token_logps(policy, ids, with_entropy=True)
-        policy.zero_grad()
-        ((logps + entropies) * weights).sum().backward()
-        return [logps, entropies, *(p.grad.clone() for p in policy.parameters())]
-
-    whole = value_and_gradient()
+    """A chunk lost, doubled or out of order. Break: column[::-1] in the torch.cat."""
+    ids = batch()
+    whole = token_logps(policy, ids, with_entropy=True)
     monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 260 * 5)  # 5 tokens at a time
-    for a, b in zip(whole, value_and_gradient(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5, rtol=1e-4)
-
-
-def test_gradient_equals_that_of_the_plain_way(policy):
-    """A detach on the way back. Break: hidden.detach()."""
-    ids = batch()
-    gradients = []
-    for logps in (token_logps(policy, ids), plain(policy, ids)):
-        policy.zero_grad()
-        logps.sum().backward()
-        gradients.append([p.grad.clone() for p in policy.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert torch.allclose(a, b, atol=1e-4, rtol=1e-3) and b.abs().max() > 0
-
-
-def test_entropy_against_its_definition(policy):
-    """The entropy of another position, or with the wrong sign. Break: flip the sign of the sum."""
-    ids = batch()
-    logp = policy(ids).logits.log_softmax(-1)
-    expected = -(logp.exp() * logp).sum(-1)[
-        :, :-1
-    ]  # (B, T - 1): of the distribution that predicts column t + 1
-    entropies = token_logps(policy, ids, with_entropy=True)[1]
-    assert torch.allclose(entropies[:, 1:], expected, atol=1e-4) and entropies[:, 0].abs().max() == 0
+    cut = token_logps(policy, ids, with_entropy=True)
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(whole, cut, strict=True))
+    assert_close(gradient(policy, *cut), gradient(policy, *whole))
 
 
 def test_logits_are_made_for_response_tokens_only(policy, monkeypatch):

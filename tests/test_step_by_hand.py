@@ -1,0 +1,219 @@
+"""Whole runs of both scripts against the same runs by hand: one pair, one response, one token at a time.
+
+The runs go through the real loop. The engine and the grader are doubles, which say and like what SCRIPT has.
+"""
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import train_dpo
+import train_grpo
+from data import Prompt
+from generate import Rollout, TransformersGenerator, encode_prompts
+from model import token_logps
+from run import parse_flags, read_metrics
+
+# What is answered to each problem; right where it says yes. Four pairs, three pairs, and none.
+SCRIPT = {
+    "What?": ["yes", "no, not at all, not in any way", "yes, and then some", "no"],
+    "And what of this, the second of three?": ["no", "no, no", "yes, in far more words than no has", "nope"],
+    "What else?": ["no", "nothing", "no, never, not in a hundred years", "not"],
+}
+PROMPTS = [Prompt(id=q, task="math", messages=[{"role": "user", "content": q}], answer="") for q in SCRIPT]
+
+# Two steps: in the first the policy equals the reference. With an epsilon far above every gradient, Adam is
+# plain descent with momentum at a rate of lr / eps, so that the weights show the gradient's size.
+FLAGS = [
+    *("--steps", "2", "--sync-every", "inf", "--prompts-per-step", "3", "--samples-per-prompt", "4"),
+    *("--engine", "transformers", "--lr", "1e6", "--adam-eps", "1e8", "--grad-clip", "1e9"),
+]
+
+
+class Scripted(TransformersGenerator):
+    """An engine that says SCRIPT, under log-probs that are off the model's, as those of older weights are."""
+
+    @torch.no_grad()
+    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds):
+        self.groups = []  # [[rollout] * G], a prompt each
+        for prompt, start, seed in zip(prompts, encode_prompts(self.tokenizer, prompts), seeds, strict=True):
+            self.groups.append([])
+            noise = torch.Generator().manual_seed(seed)
+            for text in SCRIPT[prompt.id]:
+                ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
+                logps = token_logps(self.model, torch.tensor([start + ids]), temperature=temperature)
+                logps = logps[0, len(start) :] + 0.3 * torch.randn(len(ids), generator=noise)
+                self.groups[-1].append(Rollout(prompt.id, start, ids, logps.tolist(), "stop", self.version))
+        return self.groups
+
+
+class Grader:
+    """yes is right. The real one takes a second to start."""
+
+    parse_failures = restarts = 0
+
+    def score(self, items):
+        return [float("yes" in response) for response, _ in items]
+
+    def unparsable(self, golds):
+        return []
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def both_ways(monkeypatch, checkpoints, tmp_path):
+    """Run a script and the same by hand, compare loss, gradient and weights. Returns each forward's rows."""
+
+    def call(script, loss_by_hand, *flags):
+        engines, rows = [], []
+
+        def load_generator(engine, path, dtype, device, *rest):
+            engines.append(Scripted(path, dtype, device))
+            return engines[0]
+
+        def counted(model, input_ids, *rest):
+            rows.append(len(input_ids))
+            return token_logps(model, input_ids, *rest)
+
+        monkeypatch.setattr(script, "load_prompts", lambda spec: PROMPTS)
+        monkeypatch.setattr(script, "load_generator", load_generator)
+        monkeypatch.setattr(script, "MathVerifier", Grader)
+        monkeypatch.setattr(script, "token_logps", counted)
+        args = [*FLAGS, *flags, "--model", checkpoints["llama"], "--run-dir", str(tmp_path / "run")]
+        script.main(args)
+        exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export" / "2")
+
+        seed = AutoModelForCausalLM.from_pretrained(checkpoints["llama"], dtype=torch.float64)
+        policy, config, groups = copy.deepcopy(seed), parse_flags(script.Config, args), engines[0].groups
+        optimizer = torch.optim.AdamW(policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0)
+        for metrics, step in zip(read_metrics(tmp_path / "run"), (groups[:3], groups[3:]), strict=True):
+            loss = loss_by_hand(policy, seed, step, config)
+            loss.backward()
+            norm = torch.cat([p.grad.flatten() for p in policy.parameters()]).norm()
+            assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
+            assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+            optimizer.step()
+            optimizer.zero_grad()
+        before, ours, theirs = (
+            torch.cat([p.detach().double().flatten() for p in model.parameters()])
+            for model in (seed, exported, policy)
+        )
+        assert (ours - theirs).norm() < 1e-3 * (theirs - before).norm()
+        return rows
+
+    return call
+
+
+def tokens(model, rollout, temperature):
+    """Log-prob of each response token, and entropy of the distribution that it is from: (n,), (n,)."""
+    start, ids = len(rollout.prompt_ids), rollout.prompt_ids + rollout.response_ids
+    logp = (model(torch.tensor([ids])).logits[0, start - 1 : -1] / temperature).log_softmax(-1)  # (n, V)
+    return logp[range(len(logp)), rollout.response_ids], -(logp.exp() * logp).sum(-1)
+
+
+def clipped(logp, old_logp, advantage, low, high):
+    """PPO's loss of one token, by cases."""
+    ratio = (logp - old_logp).exp()
+    if advantage > 0 and ratio > 1 + high:
+        return -(1 + high) * advantage
+    if advantage < 0 and ratio < 1 - low:
+        return -(1 - low) * advantage
+    return -ratio * advantage
+
+
+def dpo_by_hand(policy, reference, groups, config):
+    """All pairs, or the first right and the first wrong response, with every other term (paper section 3)."""
+    prompts, entropies, grpo = [], [], []
+    for group in groups:
+        rewards = ["yes" in text for text in SCRIPT[group[0].prompt_id]]
+        right = [i for i, reward in enumerate(rewards) if reward]
+        pairs = list(product(right, [i for i, reward in enumerate(rewards) if not reward]))
+        if not pairs:
+            continue
+        if config.pairing == "bestworst":
+            pairs = pairs[:1]
+        ours, entropy = zip(*[tokens(policy, rollout, config.temperature) for rollout in group], strict=True)
+        refs = [tokens(reference, rollout, config.temperature)[0].detach() for rollout in group]
+        size = torch.mean if config.length_normalize else torch.sum
+        losses = []
+        for chosen, rejected in pairs:
+            margin = size(ours[chosen]) - size(refs[chosen]) - size(ours[rejected]) + size(refs[rejected])
+            losses.append((1 + (-config.beta * margin).exp()).log() - config.nll_coef * ours[chosen].mean())
+        prompts.append(sum(losses) / len(losses))
+        for i in range(len(group)) if config.grpo_coef else {i for pair in pairs for i in pair}:
+            advantage = rewards[i] - sum(rewards) / len(group)
+            terms = zip(ours[i], group[i].logps, strict=True)
+            grpo.append(sum(clipped(logp, old, advantage, 0.2, 0.2) for logp, old in terms))
+            entropies += entropy[i]
+    dpo, entropy, grpo = (sum(terms) / len(terms) for terms in (prompts, entropies, grpo))
+    return dpo - config.entropy_coef * entropy + config.grpo_coef * grpo
+
+
+def grpo_by_hand(policy, reference, groups, config):
+    """The sum over the tokens of all responses, each divided as --normalize says."""
+    lengths = [len(rollout.response_ids) for group in groups for rollout in group]
+    loss = 0
+    for group in groups:
+        rewards = ["yes" in text for text in SCRIPT[group[0].prompt_id]]
+        mean = sum(rewards) / len(group)
+        deviation = (sum((reward - mean) ** 2 for reward in rewards) / (len(group) - 1)) ** 0.5
+        for rollout, reward in zip(group, rewards, strict=True):
+            advantage = (reward - mean) / (deviation + 1e-4 if config.advantage_scale == "std" else 1)
+            divisor = {
+                "token": sum(lengths),
+                "sequence": len(lengths) * len(rollout.response_ids),
+                "constant": len(lengths) * config.max_new_tokens,
+            }[config.normalize]
+            logps, refs = (tokens(model, rollout, config.temperature)[0] for model in (policy, reference))
+            for logp, ref, old in zip(logps, refs.detach(), rollout.logps, strict=True):
+                if config.correction == "clip":
+                    term = clipped(logp, old, advantage, config.clip_low, config.clip_high)
+                elif config.correction == "tis":
+                    term = -min((logp - old).exp().item(), config.tis_cap) * advantage * logp
+                else:  # the value of a ratio of 1, the gradient of -advantage * logp
+                    term = -advantage * (1 + logp - logp.detach())
+                kl = (ref - logp).exp() - 1 - (ref - logp)
+                loss = loss + (term + config.kl_coef * kl) / divisor
+    return loss
+
+
+ALL_PAIRS = "--pairing all --nll-coef 0.5 --entropy-coef 0.5"
+ONE_PAIR = "--pairing bestworst --length-normalize --temperature 0.7 --beta 2"
+COMBINED = "--pairing bestworst --grpo-coef 0.5 --entropy-coef 0.5"
+NONE = "--correction none --normalize token --kl-coef 0.5"
+TIS = "--correction tis --tis-cap 1.1 --normalize sequence --advantage-scale std --kl-coef 0.5"
+CLIP = "--correction clip --clip-high 0.4 --normalize constant --kl-coef 0.5 --temperature 0.7"
+CUT, WHOLE = 150, 16384  # tokens in a micro-batch: two or three responses, or all of a step's
+
+
+@pytest.mark.parametrize("limit", [CUT, WHOLE])
+@pytest.mark.parametrize(("flags", "responses"), [(ALL_PAIRS, 8), (ONE_PAIR, 4), (COMBINED, 8)])
+def test_dpo_step_by_hand(both_ways, flags, responses, limit):
+    """A term that is lost, scaled by the cut of the batch, or fed with another's rows.
+
+    Breaks, each alone: `/ len(rows)` for `/ len(groups)`, `/ all_tokens` or `/ all_rows`; weights of 1; nll
+    of the rejected, or not per token; detach entropy, or its sign; swap ours and refs; no scale for refs; no
+    temperature for one of the models; the advantages of other rows; grpo of the paired responses alone.
+    """
+    rows = both_ways(train_dpo, dpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
+    assert sum(rows) == 2 * 2 * responses  # each once a step, through the policy and through the reference
+    assert len(rows) > 2 * 2 if limit == CUT else len(rows) == 2 * 2
+
+
+@pytest.mark.parametrize("limit", [CUT, WHOLE])
+@pytest.mark.parametrize("flags", [NONE, TIS, CLIP])
+def test_grpo_step_by_hand(both_ways, flags, limit):
+    """A correction, a normaliser or a KL term that is another, or that depends on the cut of the batch.
+
+    Breaks, each alone: `weights[: len(rows), None]`; `advantages[: len(rows)]`; token_weights of a
+    micro-batch's lengths; detach kl; old_logps for logps.detach(); no --advantage-scale; no temperature for
+    one of the models; swap clip_low and clip_high; a cap of 2.
+    """
+    rows = both_ways(train_grpo, grpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
+    assert sum(rows) == 2 * 2 * 12
+    assert len(rows) > 2 * 2 if limit == CUT else len(rows) == 2 * 2
