@@ -87,14 +87,25 @@ def runs_of(row):
     return runs
 
 
-def accuracies(row):
-    """The evaluations of a row: {step: [accuracy of each of its runs]}."""
+def evaluations(row):
+    """The evaluations of a row: {step: [evaluation of each of its runs]}."""
     found = {}
     for run in runs_of(row) or [Path(row)]:
         for path in (run / "eval").glob("*.json"):
             if path.stem.isdigit():
-                found.setdefault(int(path.stem), []).append(json.loads(path.read_text())["accuracy"])
+                found.setdefault(int(path.stem), []).append(json.loads(path.read_text()))
     return dict(sorted(found.items()))
+
+
+def check_alike(evaluations, where):
+    """ValueError in one line if evaluations that are to be compared were not measured alike."""
+    for setting in ("data", "problems", "n", "temperature", "top_p"):
+        values = [evaluation[setting] for evaluation in evaluations]
+        other = [value for value in values if value != values[0]]
+        if other:
+            raise ValueError(
+                f"{where}: measured with another {setting} ({values[0]} and {other[0]}); evaluate all alike"
+            )
 
 
 def mean_and_error(values):
@@ -215,10 +226,15 @@ def table_lines(table, paper):
 
 def write_table(rows, paper, out):
     """Write the accuracies of {label: directory} as Markdown, as JSON and as a figure; print them."""
-    table = {label: accuracies(row) for label, row in rows.items()}
-    missing = [label for label, row in table.items() if not row]
+    found = {label: evaluations(row) for label, row in rows.items()}
+    missing = [label for label, row in found.items() if not row]
     if missing:
         raise ValueError(f"--table: {', '.join(missing)} has no eval/STEP.json yet; evaluate it first")
+    check_alike([e for row in found.values() for several in row.values() for e in several], f"--table {out}")
+    table = {
+        label: {step: [e["accuracy"] for e in several] for step, several in row.items()}
+        for label, row in found.items()
+    }
     lines = table_lines(table, paper)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n")
@@ -240,12 +256,7 @@ def read_evals(directory):
     if not steps or not (folder / "seed.json").exists():
         return None
     seed, trained = (json.loads((folder / f"{name}.json").read_text()) for name in ("seed", max(steps)))
-    for setting in ("data", "problems", "n", "temperature", "top_p"):
-        if seed[setting] != trained[setting]:
-            raise ValueError(
-                f"{folder}: seed.json and {max(steps)}.json were measured with another {setting} "
-                f"({seed[setting]} and {trained[setting]}); evaluate both alike"
-            )
+    check_alike([seed, trained], f"{folder}: seed.json and {max(steps)}.json")
     return max(steps), seed, trained
 
 

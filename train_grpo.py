@@ -122,7 +122,7 @@ def group_advantages(rewards, scale="none"):
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
-    rewards = rewards - rewards[..., :1]  # equal rewards are then exactly 0, which their rounded mean may miss
+    rewards = rewards - rewards[..., :1]  # equal rewards become 0, which their rounded mean may miss
     centered = rewards - rewards.mean(-1, keepdim=True)
     if scale == "none":
         return centered

@@ -6,7 +6,6 @@ import statistics
 import pytest
 
 import evaluate
-import report
 from run import checkpoint_path
 
 
@@ -50,42 +49,3 @@ def test_newest_export_of_a_run(tmp_path):
     for step in ("9", "10", "11.partial"):
         (tmp_path / "export" / step).mkdir(parents=True)
     assert checkpoint_path(tmp_path) == str(tmp_path / "export" / "10")
-
-
-def test_report_of_a_run(tmp_path, capsys):
-    """A figure or a sum that reads another key. Break: swap seed and trained in summarize_run."""
-    run = tmp_path / "run"
-    (run / "eval").mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"command": "train", "flags": {"sync_every": 10.0}}))
-    row = {
-        "reward": 0.5,
-        "entropy": 1.0,
-        "length": 9.0,
-        "staleness": 0,
-        "generate_s": 1.0,
-        "score_s": 2.0,
-        "train_s": 3.0,
-        "sync_s": 4.0,
-    }
-    rows = [{"step": step, **row, "logp_gap": 1e-6 if step == 0 else None} for step in range(3)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    evaluation = {"standard_error": 0.01, "problems": 5, "n": 2, "seconds": 1.5, "data": "tiny@test"}
-    evaluation |= {"temperature": 0.6, "top_p": 0.9}
-    (run / "eval" / "seed.json").write_text(json.dumps({"accuracy": 0.25, **evaluation}))
-    (run / "eval" / "3.json").write_text(json.dumps({"accuracy": 0.75, **evaluation}))
-    report.main(["--runs", str(run)])
-    written = json.loads((run / "report.json").read_text())
-    assert (written["seed_accuracy"], written["trained_accuracy"], written["steps"]) == (0.25, 0.75, 3)
-    assert written["seconds"] == {"generate": 3.0, "score": 6.0, "train": 9.0, "sync": 12.0, "evaluate": 3.0}
-    assert (run / "curves.png").stat().st_size > 10_000
-    assert "75.0" in capsys.readouterr().out
-
-
-def test_report_refuses_to_compare_what_was_measured_differently(tmp_path):
-    """A gain between two benchmarks. Break: drop the check in read_evals."""
-    (tmp_path / "eval").mkdir()
-    alike = {"problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9}
-    (tmp_path / "eval" / "seed.json").write_text(json.dumps({"data": "tiny@test", **alike}))
-    (tmp_path / "eval" / "3.json").write_text(json.dumps({"data": "math500.jsonl", **alike}))
-    with pytest.raises(ValueError, match="another data"):
-        report.read_evals(tmp_path)

@@ -1,0 +1,120 @@
+"""Runs into tables and figures: which numbers are averaged, and what must not stand side by side."""
+
+import json
+
+import pytest
+
+import report
+
+
+def write_run(directory, evals, steps=3):
+    """A run directory with a reward of 0.5 at each step, and evaluations {step: accuracy}."""
+    (directory / "eval").mkdir(parents=True)
+    rows = [{"step": step, "reward": 0.5, "entropy": None if step else 1.0} for step in range(steps)]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_evals(directory, evals)
+
+
+def write_evals(directory, evals, data="tiny@test"):
+    (directory / "eval").mkdir(parents=True, exist_ok=True)
+    alike = {"data": data, "problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9}
+    for step, accuracy in evals.items():
+        (directory / "eval" / f"{step}.json").write_text(json.dumps({"accuracy": accuracy, **alike}))
+
+
+@pytest.fixture
+def table1(tmp_path):
+    """Two rows of the paper's Table 1: the seed model, and three training seeds of DPO."""
+    write_evals(tmp_path / "seed", {0: 0.25})
+    for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
+        write_run(tmp_path / "dpo-1" / str(seed), {100: 0.4, 200: accuracy})
+    return tmp_path
+
+
+def make_table(folder, *flags):
+    rows = [str(folder / name) for name in ("seed", "dpo-1")]
+    out = ["--out", str(folder / "curves.png"), "--table", str(folder / "table.md")]
+    report.main(["--runs", *rows, "--panels", "reward", "entropy", *out, *flags])
+    return (folder / "table.md").read_text().splitlines()
+
+
+def test_accuracy_is_the_mean_over_training_seeds_and_its_standard_error(table1):
+    """The error of one evaluation passed off as that over training seeds. Break: leave out the square root.
+
+    0.5, 0.6, 0.7: mean 0.6, deviation 0.1, standard error 0.1 / sqrt(3) = 0.0577.
+    """
+    head, _, seed, dpo = make_table(table1, "--paper", "table1")
+    assert head == "| row | training seeds | step 0 | step 100 | step 200 | Math500 | NuminaMath | AMC23 |"
+    assert seed == "| seed | - | 25.0 % |  |  | 47.4 (1.6) | 33.9 (0.6) | 23.7 (5.2) |"
+    assert dpo == "| dpo-1 | 3 |  | 40.0 ± 0.0 % | 60.0 ± 5.8 % | 58.7 (1.2) | 39.6 (0.5) | 32.9 (5.2) |"
+    assert json.loads((table1 / "table.json").read_text())["dpo-1"]["200"] == [0.5, 0.6, 0.7]
+    assert min((table1 / name).stat().st_size for name in ("table.png", "curves.png")) > 10_000
+
+
+def test_rows_measured_unlike_do_not_stand_in_one_table(table1):
+    """A gain between two benchmarks. Break: drop check_alike in write_table."""
+    write_evals(table1 / "seed", {0: 0.25}, data="math500.jsonl")
+    with pytest.raises(ValueError, match="another data .math500.jsonl and tiny@test.; evaluate all alike"):
+        report.write_table({name: table1 / name for name in ("seed", "dpo-1")}, None, table1 / "table.md")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--runs", "{}/nowhere"], "nowhere: not a run directory"),
+        (["--runs", "{}/dpo-1", "--panels", "rewards"], "--panels rewards: not a metric of all these runs"),
+        (["--runs", "{}/dpo-2", "--panels", "reward", "--table", "t.md"], "dpo-2 has no eval/STEP.json yet"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(table1, capfd, flags, line):
+    """A traceback for a misspelt name. Break: leave out one_line_errors."""
+    write_run(table1 / "dpo-2" / "0", {})
+    with pytest.raises(SystemExit) as exit:
+        report.main([flag.format(table1) for flag in flags])
+    assert exit.value.code == 2 and line in capfd.readouterr().err
+
+
+def test_smoothing_averages_the_steps_that_have_a_value():
+    """None read as 0, or the last steps lost. Break: range(width, ...) for the blocks."""
+    metrics = [{"step": step, "x": x} for step, x in enumerate([1.0, None, 3.0, 5.0, None])]
+    assert report.smoothed(metrics, "x", 2) == [(0, 1.0), (2.5, 4.0)]
+    assert report.smoothed(metrics, "x", 1) == [(0, 1.0), (2, 3.0), (3, 5.0)]
+
+
+def test_report_of_a_run(tmp_path, capsys):
+    """A figure or a sum that reads another key. Break: swap seed and trained in summarize_run."""
+    run = tmp_path / "run"
+    (run / "eval").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"command": "train", "flags": {"sync_every": 10.0}}))
+    row = {
+        "reward": 0.5,
+        "entropy": 1.0,
+        "length": 9.0,
+        "staleness": 0,
+        "generate_s": 1.0,
+        "score_s": 2.0,
+        "train_s": 3.0,
+        "sync_s": 4.0,
+    }
+    rows = [{"step": step, **row, "logp_gap": 1e-6 if step == 0 else None} for step in range(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    evaluation = {"standard_error": 0.01, "problems": 5, "n": 2, "seconds": 1.5, "data": "tiny@test"}
+    evaluation |= {"temperature": 0.6, "top_p": 0.9}
+    (run / "eval" / "seed.json").write_text(json.dumps({"accuracy": 0.25, **evaluation}))
+    (run / "eval" / "3.json").write_text(json.dumps({"accuracy": 0.75, **evaluation}))
+    report.main(["--runs", str(run)])
+    written = json.loads((run / "report.json").read_text())
+    assert (written["seed_accuracy"], written["trained_accuracy"], written["steps"]) == (0.25, 0.75, 3)
+    assert written["seconds"] == {"generate": 3.0, "score": 6.0, "train": 9.0, "sync": 12.0, "evaluate": 3.0}
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert "75.0" in capsys.readouterr().out
+
+
+def test_report_refuses_to_compare_what_was_measured_differently(tmp_path):
+    """A gain between two benchmarks. Break: drop the check in read_evals."""
+    (tmp_path / "eval").mkdir()
+    alike = {"problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9}
+    (tmp_path / "eval" / "seed.json").write_text(json.dumps({"data": "tiny@test", **alike}))
+    (tmp_path / "eval" / "3.json").write_text(json.dumps({"data": "math500.jsonl", **alike}))
+    with pytest.raises(ValueError, match="another data"):
+        report.read_evals(tmp_path)
