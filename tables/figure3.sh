@@ -3,5 +3,6 @@
 # rollouts come from the seed model and cannot show it. Drawn from the runs of table1.sh; nothing is trained here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/python report.py --runs results/table1/{dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
-  --panels entropy policy_entropy reward --out results/figure3/curves.png
+source tables/scales.sh "$@"
+.venv/bin/python report.py --runs results/${AT}table1/{dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
+  --panels entropy policy_entropy reward --out results/${AT}figure3/curves.png

@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 for seed in $SEEDS; do
-  echo "figure8/group-dpo/$seed train_dpo.py --sync-every 1 --pairing all --seed $seed $COMMON $DPO"
-  echo "figure8/group-dpo-grpo/$seed train_dpo.py --sync-every 1 --pairing all --grpo-coef 0.01 --seed $seed $COMMON $DPO"
+  echo "${AT}figure8/group-dpo/$seed train_dpo.py --sync-every 1 --pairing all --seed $seed $SHORT $DPO"
+  echo "${AT}figure8/group-dpo-grpo/$seed train_dpo.py --sync-every 1 --pairing all --grpo-coef 0.01 --seed $seed $SHORT $DPO"
 done | bash tables/run.sh
-.venv/bin/python report.py --runs results/table1/dpo-1 results/figure8/{group-dpo,group-dpo-grpo} --smooth 10 \
-  --panels reward entropy length --out results/figure8/curves.png --table results/figure8/table.md
+.venv/bin/python report.py --runs results/${AT}table1/dpo-1 results/${AT}figure8/{group-dpo,group-dpo-grpo} --smooth 10 \
+  --panels reward entropy length --out results/${AT}figure8/curves.png --table results/${AT}figure8/table.md

@@ -3,5 +3,6 @@
 # with a fixed reference, which collapses, exploits that. Drawn from the runs of table1.sh and figure2.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/python report.py --runs results/table1/dpo-1 results/figure2/fixed-reference --smooth 10 \
-  --panels right_length wrong_length chosen_length rejected_length --out results/figure9/curves.png
+source tables/scales.sh "$@"
+.venv/bin/python report.py --runs results/${AT}table1/dpo-1 results/${AT}figure2/fixed-reference --smooth 10 \
+  --panels right_length wrong_length chosen_length rejected_length --out results/${AT}figure9/curves.png

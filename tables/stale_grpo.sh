@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 for seed in $SEEDS; do
   for correction in tis none clip; do
-    echo "stale_grpo/$correction/$seed train_grpo.py --sync-every 10 --correction $correction --seed $seed $COMMON $GRPO"
+    echo "${AT}stale_grpo/$correction/$seed train_grpo.py --sync-every 10 --correction $correction --seed $seed $SHORT $GRPO"
   done
 done | bash tables/run.sh
-.venv/bin/python report.py --runs results/table1/grpo results/stale_grpo/{none,clip,tis} --smooth 10 \
-  --panels reward entropy ratio_max bound_frac kl_ref --out results/stale_grpo/curves.png --table results/stale_grpo/table.md
+.venv/bin/python report.py --runs results/${AT}table1/grpo results/${AT}stale_grpo/{none,clip,tis} --smooth 10 \
+  --panels reward entropy ratio_max bound_frac kl_ref --out results/${AT}stale_grpo/curves.png --table results/${AT}stale_grpo/table.md

@@ -4,12 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-out=results/table1
+out=results/${AT}table1
 for seed in $SEEDS; do
   for s in inf 100 10 1; do
-    echo "table1/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $COMMON $DPO"
+    echo "${AT}table1/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
   done
-  echo "table1/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $COMMON $GRPO"
+  echo "${AT}table1/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $LONG $GRPO"
 done | bash tables/run.sh
 seed_eval=$out/seed/eval/0.json
 [ -e $seed_eval ] || .venv/bin/python evaluate.py --model "$MODEL" --data "${DATA:-tiny@test}" --n "${N:-10}" --out $seed_eval

@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 for seed in $SEEDS; do
   for size in 4 12; do
-    echo "table5/grpo-$size/$seed train_grpo.py --sync-every 1 --samples-per-prompt $size --seed $seed $COMMON $GRPO"
+    echo "${AT}table5/grpo-$size/$seed train_grpo.py --sync-every 1 --samples-per-prompt $size --seed $seed $SHORT $GRPO"
   done
 done | bash tables/run.sh
-.venv/bin/python report.py --runs results/table5/grpo-4 results/table1/grpo results/table5/grpo-12 --smooth 10 \
-  --panels reward entropy length pair_frac --out results/table5/curves.png --table results/table5/table.md --paper table5
+.venv/bin/python report.py --runs results/${AT}table5/grpo-4 results/${AT}table1/grpo results/${AT}table5/grpo-12 --smooth 10 \
+  --panels reward entropy length pair_frac --out results/${AT}table5/curves.png --table results/${AT}table5/table.md --paper table5
