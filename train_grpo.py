@@ -85,7 +85,7 @@ class Config:
         help="Of the forwards, here and in the generator; master weights are float32 always. "
         "Default: bfloat16 on a GPU, float32 on a CPU.",
     )
-    lr: Positive = HfArg(default=5e-5, help="Learning rate, constant.")
+    lr: Positive = HfArg(default=1e-4, help="Learning rate, constant.")
     adam_eps: Positive = HfArg(
         default=1e-8,
         help="Adam's epsilon; a large one (1e-4) is the paper's remedy for instability.",

@@ -3,7 +3,7 @@
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
     AT= MODEL=tiny/llama SEEDS="0 1 2" LONG="--steps 200 --save-every 100" SHORT="--steps 100"
-    DPO="--lr 5e-5" GRPO="--lr 5e-5" # chosen by tables/sweep.sh
+    DPO="--lr 5e-5" GRPO="--lr 1e-4" # chosen by tables/sweep.sh
     ;;
   gpu) # one GPU: a real model on sums of one-digit numbers. Both are made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
