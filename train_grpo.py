@@ -157,7 +157,7 @@ def kl_estimate(logps, ref_logps):
     """The k3 estimate of KL(policy, reference) from each token: r - 1 - log r, r = reference / policy.
 
     Never negative, and unbiased where the policy sampled the tokens (Schulman 2020, "Approximating KL
-    divergence").
+    divergence"). As a loss, as in the GRPO paper, its mean gradient there is that of KL(reference, policy).
     """
     log_ratio = ref_logps - logps
     return log_ratio.exp() - 1 - log_ratio

@@ -2,11 +2,11 @@
 
     bench/trl_reference.sh
 
-installs TRL in an environment of its own and runs this file there. Each case is a step of DPOTrainer.train() or
-GRPOTrainer.train() on ids that we give it; a callback reads the loss, and the gradient just before the optimizer
-uses it. tests/test_trl.py computes the same by our functions, without TRL.
+installs TRL in an environment of its own and runs this file there. Each case is a step of DPOTrainer.train()
+or GRPOTrainer.train() on ids that we give it; a callback reads the loss, and the gradient just before the
+optimizer uses it. tests/test_trl.py computes the same by our functions, without TRL.
 
-The model's weights are a formula: nothing is downloaded or drawn, and the numbers stay true for ever.
+The model's weights are a formula: nothing is downloaded, and the numbers outlive every checkpoint.
 """
 
 import json
@@ -72,12 +72,12 @@ def by_name(model):
 def set_weights(model, role):
     """Make a model the policy, the old policy or the reference, which lie near each other. In float64."""
     size = sum(parameter.numel() for parameter in by_name(model))
-    vector_to_parameters(wave(size, 1) + 0.05 * wave(size, ROLES[role]), by_name(model))
+    vector_to_parameters(wave(size, 1) + 0.02 * wave(size, ROLES[role]), by_name(model))
     return model
 
 
 def formula_model(role):
-    """A Llama of two layers. In float64 the two sides agree to 1e-6, and a tolerance of 1e-5 means something."""
+    """A Llama of two layers, in float64: the two sides then agree to 2e-6, and 1e-5 is a safe tolerance."""
     return set_weights(LlamaForCausalLM(LlamaConfig(**SHAPE)), role)
 
 
@@ -126,9 +126,9 @@ def make_batch():
 def dpo_cases():
     """{name: (our flags, TRL's arguments, batches of pairs (prompt, chosen, rejected))}
 
-    The value of a case is the mean over its batches. TRL's batch is a mean over pairs, and for `sft` over the
-    tokens of all chosen responses; we take means over prompts, then over a prompt's pairs, and over a response's
-    tokens. In a batch of one prompt, or of one pair for `sft`, they are the same.
+    The value of a case is the mean over its batches. TRL's loss of a batch is a mean over pairs, and of `sft`
+    over the tokens of all chosen responses; ours are means over prompts, then over a prompt's pairs, and over
+    a response's tokens. In a batch of one prompt, or of one pair for `sft`, they are the same.
     """
     one_each = [(0, 0, 1), (1, 3, 2)]
     every = [[(0, right, wrong) for right, wrong in product((0, 3), (1, 2))], [(1, r, 2) for r in (0, 1, 3)]]
@@ -189,7 +189,7 @@ def grpo_cases():
 
 
 class Watch(TrainerCallback):
-    """Keeps the last step's loss and gradient. After a step the policy's weights take the place of the update."""
+    """Keeps the last step's loss and gradient. After a step it sets the policy's weights over the update."""
 
     def on_pre_optimizer_step(self, args, state, control, model, **_):
         self.gradient = flat_gradient(model)
@@ -203,7 +203,7 @@ class Watch(TrainerCallback):
 
 
 def common_arguments(folder):
-    """Full precision, no clipping of the gradient, and nothing written but to a folder that will be deleted."""
+    """Full precision, the gradient not clipped, nothing written but to a folder that will be deleted."""
     return {
         "output_dir": folder, "report_to": "none", "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
@@ -306,7 +306,7 @@ def run_grpo(batch, arguments, folder):
         rollout_func=rollout_func,
     )
     if "vllm_importance_sampling_mode" in arguments:
-        # Only now: at construction it would start an engine, and each step begins with a sync of weights.
+        # Only now, for the constructor would start an engine. The 0 says that no weights are to be synced.
         trainer.use_vllm, trainer._last_loaded_step = True, 0
     loss, gradient = train(trainer)
     return loss, gradient, list(trainer._logs["advantages"])

@@ -1,5 +1,5 @@
 """Our losses and gradients against those of TRL's own trainers, which bench/trl_reference.sh ran and froze in
-trl_reference.json. The model's weights are a formula, the batch is in the file: nothing else is compared."""
+trl_reference.json. The batch is in that file, and the model's weights are a formula."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def near_gradient(frozen):
 def test_dpo(name):
     """A sign, a mask, a mean over the wrong thing: here with the pairs, the prompts' weights and the lengths.
 
-    Break: rejected_gain - chosen_gain in dpo_loss; or a weight of 1 for each pair in locate_pairs (group_dpo).
+    Break: rejected_gain - chosen_gain in dpo_loss; or a weight of 1 a pair in locate_pairs (group_dpo).
     """
     case = DPO[name]
     flags = {"length_normalize": False, "nll_coef": 0.0, **case["ours"]}
@@ -97,8 +97,8 @@ def test_dpo(name):
 def test_grpo(name):
     """Clipping on one side only, a ratio upside down, a normaliser of the micro-batch instead of the step.
 
-    Break: swap clip_low and clip_high in grpo_loss; or swap the two log-probs in kl_estimate; or divide by
-    lengths alone in token_weights' sequence; or drop .detach() in tis_loss.
+    Break: swap clip_low and clip_high in grpo_loss; or the two log-probs in kl_estimate; or divide by lengths
+    alone in token_weights' sequence; or drop .detach() in tis_loss.
     """
     case = GRPO[name]
     flags = case["ours"]
@@ -126,14 +126,13 @@ def test_what_dpo_adds_to_its_loss():
     Break: return zeros as token_logps' entropies; or detach them.
     """
     case = REFERENCE["grpo"][DPO_TERMS]
+    flags = case["ours"]
     advantages = group_advantages(REWARDS).flatten()  # (P * G,)
 
     def loss_of(rows, mask, logps, ref_logps, old_logps, entropy):
         grpo = grpo_loss(logps, old_logps, advantages[rows], mask, clip_low=0.2, clip_high=0.2)
-        return (
-            -case["ours"]["entropy_coef"] * entropy.sum() / LENGTHS.sum()
-            + case["ours"]["grpo_coef"] * grpo.sum() / len(ROLLOUTS)
-        )
+        bonus = flags["entropy_coef"] * entropy.sum() / LENGTHS.sum()
+        return flags["grpo_coef"] * grpo.sum() / len(ROLLOUTS) - bonus
 
     loss, gradient = learn([[i] for i in range(P * G)], SETTINGS["temperature"], loss_of)
     assert loss == near(case["loss"]) and gradient == near_gradient(case["gradient"])
@@ -159,12 +158,12 @@ def test_batch_reaches_every_side_of_the_bounds():
         logps = token_logps(formula_model("policy"), input_ids, mask, SETTINGS["temperature"])
     ratio = (logps - old_logps).exp()  # (B, T)
     for sign in (1, -1):
-        of_sign = ratio[(sign * advantages > 0)[:, None] & mask.bool()]
-        assert min((of_sign < 0.8).sum(), (of_sign > 1.5).sum(), ((0.8 < of_sign) & (of_sign < 1.3)).sum()) > 0
+        ratios = ratio[(sign * advantages > 0)[:, None] & mask.bool()]  # of tokens that A has this sign for
+        assert (ratios < 0.8).any() and (ratios > 1.5).any() and ((ratios > 0.8) & (ratios < 1.3)).any()
 
 
 def test_reference_is_of_the_pinned_versions():
-    """Pins that were raised, and numbers that were not made again. Break: change TRL's version in the lock."""
+    """Pins that were raised, and numbers that were not made again. Break: change trl's pin in its lock."""
     lock = (ROOT / "bench" / "requirements-trl.txt").read_text()
     pins = dict(re.findall(r"^([a-z][\w.-]*)==([\w.]+)", lock, re.M))
     made_by = {name: number.partition("+")[0] for name, number in REFERENCE["versions"].items()}
