@@ -85,12 +85,11 @@ def copy_weights(source, target):
 def _head_logps(hidden, targets, weight, bias, temperature, with_entropy):
     """(N, D), (N,) -> (N,), (N,): log-prob of each target, entropy of the distribution that it is from."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature  # (N, V)
-    log_normalizer = logits.logsumexp(-1)  # (N,)
-    logps = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normalizer  # (N,)
+    all_logps = logits.log_softmax(-1)  # (N, V)
+    logps = all_logps.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
     if not with_entropy:
         return logps, torch.zeros_like(logps)
-    # H = -sum p log p = log Z - sum p * logit
-    return logps, log_normalizer - (logits.softmax(-1) * logits).sum(-1)
+    return logps, -(all_logps.exp() * all_logps).sum(-1)
 
 
 def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entropy=False):

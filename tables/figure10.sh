@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 for seed in $SEEDS; do
   echo "${AT}figure10/nll-1/$seed train_dpo.py --sync-every 1 --nll-coef 1 --seed $seed $SHORT $DPO"
-done | bash tables/run.sh
+done | N=0 bash tables/run.sh
 .venv/bin/python report.py --runs results/${AT}table1/dpo-1 results/${AT}figure10/nll-1 --smooth 10 \
-  --panels reward entropy chosen_logp length --out results/${AT}figure10/curves.png --table results/${AT}figure10/table.md
+  --panels reward entropy chosen_logp length --out results/${AT}figure10/curves.png

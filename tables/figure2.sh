@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 for seed in $SEEDS; do
   echo "${AT}figure2/fixed-reference/$seed train_dpo.py --sync-every 1 --sync-ref-every inf --seed $seed $LONG $DPO"
-done | bash tables/run.sh
+done | N=0 bash tables/run.sh
 .venv/bin/python report.py --runs results/${AT}table1/dpo-1 results/${AT}figure2/fixed-reference --smooth 10 \
-  --panels reward length entropy kl_ref --out results/${AT}figure2/curves.png --table results/${AT}figure2/table.md
+  --panels reward length entropy kl_ref --out results/${AT}figure2/curves.png

@@ -9,6 +9,6 @@ for seed in $SEEDS; do
   for coef in 5e-4 1e-2 1e-1; do
     echo "${AT}figure6/entropy-$coef/$seed train_dpo.py --sync-every 1 --entropy-coef $coef --seed $seed $SHORT $DPO"
   done
-done | bash tables/run.sh
+done | N=0 bash tables/run.sh
 .venv/bin/python report.py --runs results/${AT}table1/dpo-1 results/${AT}figure6/entropy-{5e-4,1e-2,1e-1} --smooth 10 \
-  --panels entropy reward length --out results/${AT}figure6/curves.png --table results/${AT}figure6/table.md
+  --panels entropy reward length --out results/${AT}figure6/curves.png

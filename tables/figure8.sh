@@ -8,6 +8,6 @@ source tables/scales.sh "$@"
 for seed in $SEEDS; do
   echo "${AT}figure8/group-dpo/$seed train_dpo.py --sync-every 1 --pairing all --seed $seed $SHORT $DPO"
   echo "${AT}figure8/group-dpo-grpo/$seed train_dpo.py --sync-every 1 --pairing all --grpo-coef 0.01 --seed $seed $SHORT $DPO"
-done | bash tables/run.sh
+done | N=0 bash tables/run.sh
 .venv/bin/python report.py --runs results/${AT}table1/dpo-1 results/${AT}figure8/{group-dpo,group-dpo-grpo} --smooth 10 \
-  --panels reward entropy length --out results/${AT}figure8/curves.png --table results/${AT}figure8/table.md
+  --panels reward entropy length --out results/${AT}figure8/curves.png

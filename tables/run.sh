@@ -10,7 +10,7 @@
 #   JOBS=2           runs side by side: two with a thread each use two cores better than one run with two threads
 #   OMP_NUM_THREADS  threads of each (1)
 #   RANKS            processes of each (1)
-#   DATA, N          what to evaluate on (tiny@test), samples a problem (10)
+#   DATA, N          what to evaluate on (tiny@test), samples a problem (10; 0 for no evaluation)
 set -euo pipefail
 export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -28,7 +28,9 @@ exec 3>&1 >"$run.log" 2>&1
 trap 'echo "$name: failed, see $run.log" >&3; exit 255' ERR # 255: xargs starts no more
 
 torchrun --standalone --nproc-per-node "${RANKS:-1}" "$@" --run-dir "$run"
+mkdir -p "$run/eval"
 for checkpoint in "$run"/export/*; do
+  [ "${N:-10}" != 0 ] || break
   step=$(basename "$checkpoint")
   python evaluate.py --model "$checkpoint" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$run/eval/$step.json"
 done
