@@ -33,7 +33,7 @@ TITLES = {
     "kl_ref": "KL to the reference, k3 estimate (nats)",
     "pair_frac": "share of prompts with right and wrong",
     "ratio_max": "largest importance ratio of a token",
-    "bound_frac": "share of tokens clipped or capped",
+    "bound_frac": "share of tokens with a ratio out of bounds",
     "grad_norm": "norm of the gradient",
 }
 PANELS = ["reward", "entropy", "length", "staleness", "logp_gap"]
@@ -65,6 +65,7 @@ class Config:
     out: str | None = HfArg(default=None, help="The figure. Default: curves.png in the first row.")
     panels: list[str] = HfArg(default_factory=lambda: PANELS, help="The metrics to draw, one a panel.")
     smooth: Count = HfArg(default=1, help="Draw each point as the mean of so many steps.")
+    until: Count | None = HfArg(default=None, help="Leave out what comes after so many steps.")
     table: str | None = HfArg(
         default=None, help="A Markdown file for the accuracies of all rows; beside it .json and .png."
     )
@@ -99,7 +100,7 @@ def evaluations(row):
 
 def check_alike(evaluations, where):
     """ValueError in one line if evaluations that are to be compared were not measured alike."""
-    for setting in ("data", "problems", "n", "temperature", "top_p"):
+    for setting in ("data", "problems", "n", "temperature", "top_p", "max_new_tokens"):
         values = [evaluation[setting] for evaluation in evaluations]
         other = [value for value in values if value != values[0]]
         if other:
@@ -117,12 +118,16 @@ def mean_and_error(values):
 
 
 def smoothed(metrics, key, width):
-    """The points (step, value) of a metric, each the mean over a block of `width` steps that has values."""
+    """The points (step, value) of a metric: the middle of each block of `width` steps, and its mean there.
+
+    The middle is the same in every run, whichever steps have a value; a block without any has no point.
+    """
     points = []
     for start in range(0, len(metrics), width):
-        block = [row for row in metrics[start : start + width] if row[key] is not None]
-        if block:
-            points.append((fmean(row["step"] for row in block), fmean(row[key] for row in block)))
+        block = metrics[start : start + width]
+        values = [row[key] for row in block if row[key] is not None]
+        if values:
+            points.append(((block[0]["step"] + block[-1]["step"]) / 2, fmean(values)))
     return points
 
 
@@ -159,20 +164,29 @@ def plot_curves(rows, panels, smooth, out):
     plt.close(figure)
 
 
+def last_in_common(table):
+    """The last step at which every row was evaluated, but for the seed model, whose only step is 0."""
+    steps = [set(row) for row in table.values() if set(row) != {0}] or [{0}]
+    common = set.intersection(*steps)
+    if not common:
+        raise ValueError(f"--table: no step at which all rows were evaluated: {[*map(sorted, steps)]}")
+    return max(common)
+
+
 def plot_table(table, paper, out):
-    """Draw a table's last column: a dot a training seed, mean and standard error; beside it, the paper's."""
+    """Draw the last column that all rows have, a dot a training seed, mean and error; and the paper's."""
     plt = load_pyplot()
     columns = PAPER_COLUMNS if paper else ()
     figure, axes = plt.subplots(
         1, 1 + len(columns), figsize=(3.6 * (1 + len(columns)), 3.2), layout="constrained", squeeze=False
     )
-    labels = list(table)
+    labels, step = list(table), last_in_common(table)
     for x, row in enumerate(table.values()):
-        values = [100 * value for value in list(row.values())[-1]]
+        values = [100 * value for value in row.get(step) or row[0]]
         center, error = mean_and_error(values)
         axes[0][0].errorbar(x, center, yerr=error, fmt="o", color="C0", capsize=4)
         axes[0][0].plot([x + 0.2] * len(values), values, ".", color="C0", alpha=0.5)
-    axes[0][0].set_title("here: mean, standard error, each training seed", fontsize=9)
+    axes[0][0].set_title(f"here, step {step}: mean, standard error, each seed", fontsize=9)
     for axis, column in zip(axes[0][1:], range(len(columns)), strict=True):
         for x, label in enumerate(labels):
             if label in paper:
@@ -210,7 +224,8 @@ def percent(value, error):
 def table_lines(table, paper):
     """A table {label: {step: accuracies of the row's runs}} as lines of Markdown, beside the paper's."""
     steps = sorted({step for row in table.values() for step in row})
-    heads = ["row", "training seeds", *(f"step {step}" for step in steps), *(PAPER_COLUMNS if paper else ())]
+    heads = ["row", "training seeds", *(f"step {step}" for step in steps)]
+    heads += [f"paper: {column}" for column in PAPER_COLUMNS] if paper else []
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for label, row in table.items():
         cells = [percent(*mean_and_error(row[step])) if step in row else "" for step in steps]
@@ -219,14 +234,20 @@ def table_lines(table, paper):
                 f"{value} ({error})" if error else f"{value}"
                 for value, error in paper.get(label, [("", None)] * len(PAPER_COLUMNS))
             ]
-        runs = max(len(values) for values in row.values())
-        lines.append(f"| {label} | {'-' if 0 in row else runs} | {' | '.join(cells)} |")
-    return lines
+        runs = "-" if 0 in row else "/".join(map(str, sorted({len(values) for values in row.values()})))
+        lines.append(f"| {label} | {runs} | {' | '.join(cells)} |")
+    note = "Here: mean ± standard error over training seeds. A row without seeds, or with one, has no error."
+    if paper:
+        note += " The paper: one training seed; in brackets its standard error over 50 samples (see README)."
+    return [*lines, "", note]
 
 
-def write_table(rows, paper, out):
+def write_table(rows, paper, until, out):
     """Write the accuracies of {label: directory} as Markdown, as JSON and as a figure; print them."""
-    found = {label: evaluations(row) for label, row in rows.items()}
+    found = {
+        label: {step: several for step, several in evaluations(row).items() if step <= (until or step)}
+        for label, row in rows.items()
+    }
     missing = [label for label, row in found.items() if not row]
     if missing:
         raise ValueError(f"--table: {', '.join(missing)} has no eval/STEP.json yet; evaluate it first")
@@ -301,15 +322,23 @@ def main(args=None):
         names = [Path(row).name for row in config.runs]
         labels = names if len(set(names)) == len(names) else config.runs
         rows = dict(zip(labels, config.runs, strict=True))
-        curves = {label: [read_metrics(run) for run in runs_of(row)] for label, row in rows.items()}
+        curves = {
+            label: [read_metrics(run)[: config.until] for run in runs_of(row)] for label, row in rows.items()
+        }
         curves = {label: runs for label, runs in curves.items() if runs}
-        for key in config.panels:
-            if any(key not in runs[0][0] for runs in curves.values()):
-                raise ValueError(f"--panels {key}: not a metric of all these runs (README lists them)")
+        for label, metrics in ((label, metrics) for label, runs in curves.items() for metrics in runs):
+            if not metrics:
+                raise ValueError(f"--runs {rows[label]}: a run without a single step in its metrics.jsonl")
+            missing = set(config.panels) - set(metrics[0])
+            if missing:
+                raise ValueError(f"--panels {' '.join(missing)}: not a metric of {label} (README lists them)")
+        if config.paper and not (config.table and PAPER[config.paper].keys() & rows.keys()):
+            names = ", ".join(PAPER[config.paper])
+            raise ValueError(f"--paper {config.paper}: needs --table, and rows named {names}")
         single = {label: row for label, row in rows.items() if (Path(row) / "config.json").exists()}
         reports = {label: summarize_run(row) for label, row in single.items()}
         if config.table:
-            write_table(rows, PAPER.get(config.paper), Path(config.table))
+            write_table(rows, PAPER.get(config.paper), config.until, Path(config.table))
     if curves:
         out = Path(config.out or Path(config.runs[0]) / "curves.png")
         out.parent.mkdir(parents=True, exist_ok=True)

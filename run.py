@@ -61,7 +61,7 @@ class Positive(float):
 
 
 class Coefficient(float):
-    """A flag's type: a finite number from 0 up; 0 takes the term out of the loss."""
+    """A flag's type: a finite number from 0 up, that a term of the loss is multiplied by."""
 
     def __new__(cls, text):
         return super().__new__(cls, number(text, lambda v: 0 <= v < math.inf, "a number from 0 up"))
@@ -149,7 +149,7 @@ class Run:
         self.keys = self.keys or set(metrics)
         if set(metrics) != self.keys:
             raise KeyError(f"metrics changed their keys: {sorted(set(metrics) ^ self.keys)}")
-        self.metrics.write(json.dumps(metrics) + "\n")
+        self.metrics.write(json.dumps(metrics, allow_nan=False) + "\n")
 
     def save_rollouts(self, step, rollouts, responses, scores):
         """Keep the first responses of a step, to be read by a person: one JSON object a line."""

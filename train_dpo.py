@@ -74,13 +74,14 @@ class Config:
         help="DPO's beta: how much a nat of log-prob, relative to the reference, weighs.",
     )
     length_normalize: bool = HfArg(
-        default=False, help="In the DPO loss, the mean of a response's log-probs instead of their sum."
+        default=False,
+        help="In the DPO loss, the mean of a response's log-probs, not their sum; wants a larger --beta.",
     )
     nll_coef: Coefficient = HfArg(
         default=0.0, help="Times the chosen responses' negative log-likelihood per token; the paper tries 1."
     )
     entropy_coef: Coefficient = HfArg(
-        default=0.0, help="Times the next-token entropy, a bonus; the paper tries 1e-4 to 5e-4."
+        default=0.0, help="Times the mean next-token entropy, a bonus; the paper tries 1e-4 to 5e-4."
     )
     grpo_coef: Coefficient = HfArg(
         default=0.0, help="Times GRPO's loss of all responses to the paired prompts; the paper: 0.01, 0.001."
@@ -147,7 +148,7 @@ def pick_pairs(rewards, how="random", rng=None):
         if how == "bestworst":
             pairs.append((prompt, group.index(best), group.index(worst)))
             continue
-        if (best, worst) != (1.0, 0.0) or not {*group} <= {0.0, 1.0}:
+        if not {*group} <= {0.0, 1.0}:
             raise ValueError(f"--pairing {how} needs rewards of 0 and 1; use bestworst for a scalar reward")
         right = [i for i, reward in enumerate(group) if reward == 1.0]
         wrong = [i for i, reward in enumerate(group) if reward == 0.0]
@@ -290,7 +291,7 @@ def main(args=None):
                     logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
                     with torch.no_grad():
                         ref_logps = token_logps(reference, input_ids, mask, config.temperature)
-                kl = kl_estimate(logps, ref_logps)  # (B, T), as the three before it; 0 but on response tokens
+                kl = kl_estimate(logps.detach(), ref_logps)  # (B, T), as the three before it; 0 on the prompt
                 scale = 1 / n_tokens if config.length_normalize else torch.ones_like(n_tokens)  # (B,)
                 ours, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale  # (B,), (B,)
 
@@ -306,7 +307,7 @@ def main(args=None):
                 loss.backward()
 
                 log_ratio = (logps.detach() - old_logps)[mask.bool()]  # one a response token
-                seen["kl_ref"] += kl.detach()[mask.bool()].tolist()
+                seen["kl_ref"] += kl[mask.bool()].tolist()
                 seen["logp_gap"] += log_ratio.abs().tolist()
                 seen["policy_entropy"] += entropy.detach()[mask.bool()].tolist()
                 seen["loss"].append(loss.item())
@@ -314,7 +315,9 @@ def main(args=None):
                 seen["rejected_logp"] += logps.sum(-1)[rejected].tolist()
                 seen["margin"] += (ours - refs)[chosen].sub((ours - refs)[rejected]).tolist()
             if groups:
-                grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip).item()
+                grad_norm = torch.nn.utils.clip_grad_norm_(
+                    policy.parameters(), config.grad_clip, error_if_nonfinite=True
+                ).item()
                 optimizer.step()
                 optimizer.zero_grad()
 

@@ -34,6 +34,7 @@ from run import (
     Every,
     Positive,
     Run,
+    Share,
     Stopwatch,
     mean,
     one_line_errors,
@@ -71,9 +72,9 @@ class Config:
         help="For responses of older weights: none takes them for fresh; clip is PPO's clipped ratio; tis "
         "weighs tokens by the ratio, truncated at --tis-cap.",
     )
-    clip_low: Coefficient = HfArg(default=0.2, help="No gradient that takes the ratio below 1 - this.")
-    clip_high: Coefficient = HfArg(default=0.2, help="Nor above 1 + this; DAPO uses 0.28.")
-    tis_cap: Positive = HfArg(default=2.0, help="The largest weight of a token with --correction tis.")
+    clip_low: Share = HfArg(default=0.2, help="With clip: no gradient that takes a ratio below 1 - this.")
+    clip_high: Positive = HfArg(default=0.2, help="With clip: nor above 1 + this; DAPO uses 0.28.")
+    tis_cap: Positive = HfArg(default=2.0, help="With tis: the largest weight of a token, at least 1.")
     normalize: Literal["token", "sequence", "constant"] = HfArg(
         default="constant",
         help="Divide a token's loss by the tokens in the step (token: DAPO), in its response (sequence: the "
@@ -88,7 +89,7 @@ class Config:
     lr: Positive = HfArg(default=1e-4, help="Learning rate, constant.")
     adam_eps: Positive = HfArg(
         default=1e-8,
-        help="Adam's epsilon; a large one (1e-4) is the paper's remedy for instability.",
+        help="Adam's epsilon; gradients are small here, so a large one stalls learning.",
     )
     grad_clip: Positive = HfArg(default=1.0, help="Largest norm of the gradient.")
     micro_batch_tokens: Count | None = HfArg(
@@ -114,8 +115,8 @@ def group_advantages(rewards, scale="none"):
     """How much better each response is than its group: rewards (P, G) -> advantages (P, G).
 
     none: the reward less the group's mean (Liu et al. 2025, Dr. GRPO; the paper).
-    std: that over the group's standard deviation, with 1e-4 added (Shao et al. 2024, the original GRPO). Easy
-    and hard prompts, whose rewards hardly differ, then weigh as much as the others.
+    std: that over the group's standard deviation (Shao et al. 2024, the original GRPO) plus 1e-4 (as in TRL).
+    Easy and hard prompts, whose rewards hardly differ, then weigh as much as the others.
     A group whose responses all have the same reward gets zeros: there is nothing to learn from it.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
@@ -158,15 +159,17 @@ def kl_estimate(logps, ref_logps):
 
     Never negative, and unbiased where the policy sampled the tokens (Schulman 2020, "Approximating KL
     divergence"). As a loss, as in the GRPO paper, its mean gradient there is that of KL(reference, policy).
+    Beyond 20 nats, a factor of 5e8, r stays as it is: it would overflow.
     """
-    log_ratio = ref_logps - logps
+    log_ratio = (ref_logps - logps).clamp(max=20)
     return log_ratio.exp() - 1 - log_ratio
 
 
 def token_weights(lengths, how, max_new_tokens):
     """What each token of a response weighs in the loss of a step: lengths (B,) of all its responses -> (B,).
 
-    token: 1 / (tokens of the step): each token counts the same, long responses more (Yu et al. 2025, DAPO).
+    token: 1 / (tokens of the step): each token counts the same, long responses more (Yu et al. 2025, DAPO,
+    within a group; over the batch in TRL and here).
     sequence: 1 / (B * length): each response counts the same, so a token of a long one less, and long wrong
     ones are punished less (Shao et al. 2024, the original GRPO).
     constant: 1 / (B * max_new_tokens): the gradient of the expected reward (Liu et al. 2025, Dr. GRPO).
@@ -225,11 +228,8 @@ def main(args=None):
     config = parse_flags(Config, args)
     with one_line_errors():
         refuse_used(config.run_dir)
-        if config.correction == "none" and config.sync_every > 1:
-            print(
-                f"train_grpo: --correction none with --sync-every {config.sync_every:g}: responses of older "
-                "weights are learned from as if the policy had just sampled them; the gradient is biased"
-            )
+        if config.tis_cap < 1:
+            raise ValueError(f"--tis-cap {config.tis_cap:g}: a cap below 1 would shrink fresh tokens, too")
         if config.samples_per_prompt < 2:
             raise ValueError("--samples-per-prompt 1: a group takes at least 2")
         rank, world, device = init_ranks()
@@ -242,6 +242,11 @@ def main(args=None):
         prompts = gradable(prompts, verifier)
         _, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         batches = PromptIterator(prompts, config.prompts_per_step, config.seed, rank, world)
+    if config.correction == "none" and config.sync_every > 1:
+        print(
+            f"train_grpo: --correction none with --sync-every {config.sync_every:g}: responses of older "
+            "weights are learned from as if the policy had just sampled them; the gradient is biased"
+        )
     dtype = getattr(torch, config.dtype)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
     generator = load_generator(config.engine, config.model, dtype, device, max_model_len, config.own_process)
@@ -249,7 +254,7 @@ def main(args=None):
     reference = frozen_copy(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
     run = Run(config.run_dir, config)
-    low, high = {  # a token's ratio outside is clipped, or its weight capped
+    low, high = {  # the bounds of a token's ratio; what lies outside is counted as bound_frac
         "none": (0, math.inf),
         "clip": (1 - config.clip_low, 1 + config.clip_high),
         "tis": (0, config.tis_cap),
@@ -301,7 +306,7 @@ def main(args=None):
                     logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
                     with torch.no_grad():
                         ref_logps = token_logps(reference, input_ids, mask, config.temperature)
-                kl = kl_estimate(logps, ref_logps)  # (B, T), as the three before it; 0 but on response tokens
+                kl = kl_estimate(logps, ref_logps)  # (B, T), as the three before it; 0 on the prompt
                 A = advantages[rows]  # (B,)
                 if config.correction == "none":  # a ratio of 1, with the gradient of one
                     losses = grpo_loss(logps, logps.detach(), A, mask, config.clip_low, config.clip_high)
@@ -319,7 +324,9 @@ def main(args=None):
                 seen["policy_entropy"] += entropy.detach()[mask.bool()].tolist()
                 seen["loss"].append(loss.item())
             if groups:
-                grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip).item()
+                grad_norm = torch.nn.utils.clip_grad_norm_(
+                    policy.parameters(), config.grad_clip, error_if_nonfinite=True
+                ).item()
                 optimizer.step()
                 optimizer.zero_grad()
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Figure 3: next-token entropy of the rollouts over training. The paper's claim: it falls in every regime but offline, where
-# rollouts come from the seed model and cannot show it. Drawn from the runs of table1.sh; nothing is trained here.
+# Figure 3: next-token entropy of the rollouts over training. The paper's claim: it falls in every regime but
+# offline, where rollouts come from the seed model and cannot show it. Drawn from the runs of table1.sh.
+#   bash tables/figure3.sh [laptop|gpu|paper]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-.venv/bin/python report.py --runs results/${AT}table1/{dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
-  --panels entropy policy_entropy reward --out results/${AT}figure3/curves.png
+.venv/bin/python report.py --runs "results/${AT}table1/"{dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
+  --panels entropy reward --out "results/${AT}figure3/curves.png"

@@ -4,11 +4,11 @@
 #   echo mine/first train_dpo.py --sync-every 10 | bash tables/run.sh
 #
 # A run is made in runs/NAME, every checkpoint that it exports is evaluated, and what is small of it (config,
-# metrics, evaluations) is copied to results/NAME, from where report.py draws. A run that has its results is left
-# alone: delete results/NAME to make it again. One that was cut short is made anew, so a script that was
+# metrics, evaluations) is copied to results/NAME, from where report.py draws. A run that has its results is
+# left alone: delete results/NAME to make it again. One that was cut short is made anew, so a script that was
 # interrupted can be started again. What a run prints is in runs/NAME.log.
 #
-#   JOBS             runs side by side (2: with a thread each they use two cores better than one with two threads)
+#   JOBS             runs side by side (2: with a thread each they use two cores better than one does)
 #   OMP_NUM_THREADS  threads of each (1)
 #   RANKS            processes of each (1)
 #   DATA, N          what to evaluate on (tiny@test), samples a problem (10; 0 for no evaluation)
@@ -28,7 +28,7 @@ fail() { # 255: xargs starts no more
 }
 exec 3>&1
 if [ -e "$kept/command.txt" ]; then
-  [ "$(cat "$kept/command.txt")" = "$command" ] || fail "$kept was made by another command: delete it, or rename this"
+  [ "$(cat "$kept/command.txt")" = "$command" ] || fail "$kept was made by another command; delete it"
   exit
 fi
 mkdir -p "$(dirname "$run")" "$kept"
@@ -44,8 +44,8 @@ torchrun --standalone --nproc-per-node "${RANKS:-1}" $command --run-dir "$run"
 mkdir -p "$run/eval"
 for checkpoint in "$run"/export/*; do
   [ "${N:-10}" != 0 ] || break
-  step=$(basename "$checkpoint")
-  python evaluate.py --model "$checkpoint" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$run/eval/$step.json"
+  out=$run/eval/$(basename "$checkpoint").json
+  python evaluate.py --model "$checkpoint" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$out"
 done
 cp -r "$run"/{config.json,metrics.jsonl,eval} "$kept/"
 echo "$command" >"$kept/command.txt" # last: it says that the results are whole

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The learning rate of each algorithm at laptop scale, chosen on validation problems after as many steps as the
-# tables' runs have, with a training seed that no table uses:
+# The learning rate of each algorithm at laptop scale, chosen on validation problems after as many steps as
+# Table 1's runs have, with a training seed that no table uses:
 #   bash tables/sweep.sh        (an hour on 2 cores)
 # DPO gets one for all values of the dial, as in the paper: that with the best mean over s = 1, 10 and inf.
 set -euo pipefail

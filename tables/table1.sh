@@ -4,14 +4,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-out=results/${AT}table1
+name=${AT}table1 out=results/${AT}table1
 for seed in $SEEDS; do
   for s in inf 100 10 1; do
-    echo "${AT}table1/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
+    echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
   done
-  echo "${AT}table1/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $LONG $GRPO"
+  echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $LONG $GRPO"
 done | bash tables/run.sh
 seed_eval=$out/seed/eval/0.json
-[ -e $seed_eval ] || .venv/bin/python evaluate.py --model "$MODEL" --data "${DATA:-tiny@test}" --n "${N:-10}" --out $seed_eval
-.venv/bin/python report.py --runs $out/{seed,dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
-  --panels reward entropy policy_entropy length staleness --out $out/curves.png --table $out/table.md --paper table1
+if [ ! -e "$seed_eval" ]; then
+  .venv/bin/python evaluate.py --model "$MODEL" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$seed_eval"
+fi
+.venv/bin/python report.py --runs "$out/"{seed,dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
+  --panels reward entropy policy_entropy length staleness --out "$out/curves.png" \
+  --table "$out/table.md" --paper table1

@@ -4,10 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
+name=${AT}table5 out=results/${AT}table5
 for seed in $SEEDS; do
   for size in 4 12; do
-    echo "${AT}table5/grpo-$size/$seed train_grpo.py --sync-every 1 --samples-per-prompt $size --seed $seed $SHORT $GRPO"
+    flags="--sync-every 1 --samples-per-prompt $size --seed $seed $SHORT $GRPO"
+    echo "$name/grpo-$size/$seed train_grpo.py $flags"
   done
 done | bash tables/run.sh
-.venv/bin/python report.py --runs results/${AT}table5/grpo-4 results/${AT}table1/grpo results/${AT}table5/grpo-12 --smooth 10 \
-  --panels reward entropy length pair_frac --out results/${AT}table5/curves.png --table results/${AT}table5/table.md --paper table5
+.venv/bin/python report.py --runs "$out/grpo-4" "results/${AT}table1/grpo" "$out/grpo-12" --smooth 10 $UNTIL \
+  --panels reward entropy length pair_frac --out "$out/curves.png" --table "$out/table.md" --paper table5

@@ -17,7 +17,7 @@ def write_run(directory, evals, steps=3):
 
 def write_evals(directory, evals, data="tiny@test"):
     (directory / "eval").mkdir(parents=True, exist_ok=True)
-    alike = {"data": data, "problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9}
+    alike = {"data": data, "problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 64}
     for step, accuracy in evals.items():
         (directory / "eval" / f"{step}.json").write_text(json.dumps({"accuracy": accuracy, **alike}))
 
@@ -43,8 +43,9 @@ def test_accuracy_is_the_mean_over_training_seeds_and_its_standard_error(table1)
 
     0.5, 0.6, 0.7: mean 0.6, deviation 0.1, standard error 0.1 / sqrt(3) = 0.0577.
     """
-    head, _, seed, dpo = make_table(table1, "--paper", "table1")
-    assert head == "| row | training seeds | step 0 | step 100 | step 200 | Math500 | NuminaMath | AMC23 |"
+    head, _, seed, dpo, *note = make_table(table1, "--paper", "table1")
+    steps, papers = "step 0 | step 100 | step 200", "paper: Math500 | paper: NuminaMath | paper: AMC23"
+    assert head == f"| row | training seeds | {steps} | {papers} |" and len(note) == 2
     assert seed == "| seed | - | 25.0 % |  |  | 47.4 (1.6) | 33.9 (0.6) | 23.7 (5.2) |"
     assert dpo == "| dpo-1 | 3 |  | 40.0 ± 0.0 % | 60.0 ± 5.8 % | 58.7 (1.2) | 39.6 (0.5) | 32.9 (5.2) |"
     assert json.loads((table1 / "table.json").read_text())["dpo-1"]["200"] == [0.5, 0.6, 0.7]
@@ -55,14 +56,29 @@ def test_rows_measured_unlike_do_not_stand_in_one_table(table1):
     """A gain between two benchmarks. Break: drop check_alike in write_table."""
     write_evals(table1 / "seed", {0: 0.25}, data="math500.jsonl")
     with pytest.raises(ValueError, match="another data .math500.jsonl and tiny@test.; evaluate all alike"):
-        report.write_table({name: table1 / name for name in ("seed", "dpo-1")}, None, table1 / "table.md")
+        report.write_table({name: table1 / name for name in ("seed", "dpo-1")}, None, None, table1 / "t.md")
+
+
+def test_what_comes_after_until_is_left_out(table1):
+    """Runs of 100 steps drawn beside runs of 200. Break: leave `until` out of write_table."""
+    head, _, _, dpo, *_ = make_table(table1, "--until", "100")
+    assert head == "| row | training seeds | step 0 | step 100 |" and dpo == "| dpo-1 | 3 |  | 40.0 ± 0.0 % |"
+
+
+def test_the_figure_shows_one_step_of_all_rows():
+    """A row's last evaluation beside another row's earlier one. Break: max(set.union(*steps))."""
+    table = {"seed": {0: [0.2]}, "a": {100: [0.3]}, "b": {100: [0.4], 200: [0.5]}}
+    assert report.last_in_common(table) == 100
+    with pytest.raises(ValueError, match="no step at which all rows were evaluated"):
+        report.last_in_common({"a": {100: [0.3]}, "b": {200: [0.5]}})
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
         (["--runs", "{}/nowhere"], "nowhere: not a run directory"),
-        (["--runs", "{}/dpo-1", "--panels", "rewards"], "--panels rewards: not a metric of all these runs"),
+        (["--runs", "{}/dpo-1", "--panels", "rewards"], "--panels rewards: not a metric of dpo-1"),
+        (["--runs", "{}/dpo-1", "--panels", "reward", "--paper", "table1"], "--paper table1: needs --table"),
         (["--runs", "{}/dpo-2", "--panels", "reward", "--table", "t.md"], "dpo-2 has no eval/STEP.json yet"),
     ],
 )
@@ -75,9 +91,9 @@ def test_bad_input_is_answered_in_one_line(table1, capfd, flags, line):
 
 
 def test_smoothing_averages_the_steps_that_have_a_value():
-    """None read as 0, or the last steps lost. Break: range(width, ...) for the blocks."""
+    """None read as 0, the last steps lost, or seeds that do not meet. Break: range(width, ...)."""
     metrics = [{"step": step, "x": x} for step, x in enumerate([1.0, None, 3.0, 5.0, None])]
-    assert report.smoothed(metrics, "x", 2) == [(0, 1.0), (2.5, 4.0)]
+    assert report.smoothed(metrics, "x", 2) == [(0.5, 1.0), (2.5, 4.0)]
     assert report.smoothed(metrics, "x", 1) == [(0, 1.0), (2, 3.0), (3, 5.0)]
 
 
@@ -99,7 +115,7 @@ def test_report_of_a_run(tmp_path, capsys):
     rows = [{"step": step, **row, "logp_gap": 1e-6 if step == 0 else None} for step in range(3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     evaluation = {"standard_error": 0.01, "problems": 5, "n": 2, "seconds": 1.5, "data": "tiny@test"}
-    evaluation |= {"temperature": 0.6, "top_p": 0.9}
+    evaluation |= {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 64}
     (run / "eval" / "seed.json").write_text(json.dumps({"accuracy": 0.25, **evaluation}))
     (run / "eval" / "3.json").write_text(json.dumps({"accuracy": 0.75, **evaluation}))
     report.main(["--runs", str(run)])
@@ -113,7 +129,7 @@ def test_report_of_a_run(tmp_path, capsys):
 def test_report_refuses_to_compare_what_was_measured_differently(tmp_path):
     """A gain between two benchmarks. Break: drop the check in read_evals."""
     (tmp_path / "eval").mkdir()
-    alike = {"problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9}
+    alike = {"problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 64}
     (tmp_path / "eval" / "seed.json").write_text(json.dumps({"data": "tiny@test", **alike}))
     (tmp_path / "eval" / "3.json").write_text(json.dumps({"data": "math500.jsonl", **alike}))
     with pytest.raises(ValueError, match="another data"):
