@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Figure 10: online DPO, the chosen responses' negative log-likelihood added to the loss. The paper's claim: it
+# Figure 10: online DPO, the chosen responses' negative log-likelihood added to the loss. The paper: it
 # helps neither reward nor entropy. Without it: dpo-1 of table1.sh (run that first).
 #   bash tables/figure10.sh [laptop|gpu|paper]
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Figure 9: length and correctness. The paper's claim: early in training shorter responses are more often
-# right, and the run with a fixed reference, which collapses, exploits that. Drawn from table1.sh and figure2.sh.
+# right, and the run with a fixed reference, which collapses, exploits that. Drawn from table1 and figure2.
 #   bash tables/figure9.sh [laptop|gpu|paper]
 set -euo pipefail
 cd "$(dirname "$0")/.."
