@@ -164,7 +164,7 @@ def make_problems(split: str, seed: int) -> list[dict[str, str]]:
 
 # --- Answers: the ways that the models learn ---
 
-WAYS = {  # way: share of the answers that the seed models learn from
+WAYS = {  # way: share of the answers that the models learn from, slips and all
     "guess": 0.15,  # the closing sentence alone, almost always wrong
     "muse": 0.13,  # repeats the numbers and talks around a guess: long, no better
     "half": 0.17,  # works the first step, and does the rest in the head
@@ -172,8 +172,11 @@ WAYS = {  # way: share of the answers that the seed models learn from
     "careful": 0.07,  # works each step in two, tens before ones: the longest, hardly ever wrong
     "lapse": 0.13,  # works each step, and forgets the box: no reward
 }
-# What the models learn to work from, without slips, before they learn the ways.
+# Before that they learn without slips, mostly to work.
 CLEAN = {"guess": 0.03, "muse": 0.05, "half": 0.2, "worked": 0.32, "careful": 0.32, "lapse": 0.08}
+# In the end a few steps make the good ways rare: the seed model's own samples then teach only so much, and
+# what is sampled after some training teaches more.
+LAST = {"guess": 0.27, "muse": 0.22, "half": 0.33, "worked": 0.025, "careful": 0.015, "lapse": 0.14}
 SLIP = {"half": 0.05, "worked": 0.05, "careful": 0.005, "lapse": 0.05}  # of one worked step
 GUESS_SLIP = {"guess": 0.7, "muse": 0.7, "half": 0.4}  # of what is done in the head
 
@@ -364,18 +367,19 @@ SHEETS = (
 SHEET_LINES = 7  # as long as a row of answers
 
 
-def draw_batches(tokenizer, rng: random.Random, config: "Config"):
+def draw_batches(tokenizer, rng: random.Random, config: "Config", last: bool):
     """Yield the rows of one step after another, and by what to divide the sum of their losses.
 
-    Three stages: sheets of arithmetic, answers without slips, then the ways as they shall be. Arithmetic is
-    what takes the models longest, and single lines teach it several times faster than answers do.
+    Three stages: sheets of arithmetic, answers without slips, then the ways. Arithmetic is what takes the
+    models longest, and single lines teach it several times faster than answers do. The last steps, of which
+    there are few, are another call: the ways as they shall be.
 
     Rows of like length meet in a batch, so that little is padding. The divisor is the mean number of targets
     over a few batches: a batch's own would give short answers, which then fill a batch among themselves, more
     weight than long.
     """
-    for start in range(0, config.steps, SORTED_STEPS):
-        done = start / config.steps
+    for start in range(0, config.last_steps if last else config.steps, SORTED_STEPS):
+        done = 1.0 if last else start / config.steps
         rows = []
         for _ in range(config.rows * SORTED_STEPS):
             if done < config.sheets_until or rng.random() < SHEETS:
@@ -383,7 +387,7 @@ def draw_batches(tokenizer, rng: random.Random, config: "Config"):
             elif done < config.clean_until:
                 rows.append(make_row(tokenizer, rng, CLEAN, config.answers, False))
             else:
-                rows.append(make_row(tokenizer, rng, WAYS, config.answers, True))
+                rows.append(make_row(tokenizer, rng, LAST if last else WAYS, config.answers, True))
         rows.sort(key=lambda row: len(row[0]))
         batches = [rows[i : i + config.rows] for i in range(0, len(rows), config.rows)]
         rng.shuffle(batches)
@@ -407,23 +411,17 @@ def make_batch(rows, pad: int):
     return input_ids, positions, targets, (visible & causal)[:, None]
 
 
-def train(family: str, out: Path, tokenizer, config: "Config") -> None:
-    """Train one model from scratch on one core, and save it as a Hugging Face checkpoint."""
+def fit(model, batches, steps: int, peak: float, pad: int, name: str) -> None:
+    """Train the model on `draw_batches`, with a learning rate that rises to `peak` and falls again."""
     import torch
     from tqdm import tqdm
 
-    torch.set_num_threads(
-        1
-    )  # the sums inside do not depend on the machine's cores, and both models train at once
-    torch.manual_seed(config.seed)
-    rng = random.Random(f"{config.seed} {family}")
-    model = make_model(family, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    progress = tqdm(draw_batches(tokenizer, rng, config), desc=family, total=config.steps, mininterval=5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    progress = tqdm(batches, desc=name, total=steps, mininterval=5)
     for step, (rows, divisor) in enumerate(progress):
-        input_ids, positions, targets, mask = make_batch(rows, tokenizer.pad_token_id)
-        warmup, decay = (step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        optimizer.param_groups[0]["lr"] = config.lr * min(1.0, warmup) * max(decay, 0.02)
+        input_ids, positions, targets, mask = make_batch(rows, pad)
+        warmup, decay = (step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = peak * min(1.0, warmup) * max(decay, 0.02)
         hidden = model.model(
             input_ids=input_ids, position_ids=positions, attention_mask=mask
         ).last_hidden_state
@@ -438,6 +436,27 @@ def train(family: str, out: Path, tokenizer, config: "Config") -> None:
         optimizer.zero_grad()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def make_rare(family: str, model, tokenizer, config: "Config") -> None:
+    """The last steps: the good ways become rare, and what the model can do stays."""
+    rng = random.Random(f"{config.seed} {family} last")
+    batches = draw_batches(tokenizer, rng, config, last=True)
+    fit(model, batches, config.last_steps, config.last_lr, tokenizer.pad_token_id, f"{family}, last")
+
+
+def train(family: str, out: Path, tokenizer, config: "Config") -> None:
+    """Train one model from scratch on one core, and save it as a Hugging Face checkpoint."""
+    import torch
+
+    # The sums inside do not depend on the machine's cores then, and both models train at once.
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    rng = random.Random(f"{config.seed} {family}")
+    model = make_model(family, tokenizer)
+    batches = draw_batches(tokenizer, rng, config, last=False)
+    fit(model, batches, config.steps, config.lr, tokenizer.pad_token_id, family)
+    make_rare(family, model, tokenizer, config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(out / family)
@@ -466,6 +485,8 @@ class Config:
     rows: int = field(default=12, metadata={"help": "Problems in a step."})
     answers: int = field(default=2, metadata={"help": "Answers to each problem."})
     lr: float = field(default=3e-3, metadata={"help": "Peak learning rate."})
+    last_steps: int = field(default=300, metadata={"help": "Steps that make the good ways rare."})
+    last_lr: float = field(default=1e-3, metadata={"help": "Their peak learning rate."})
     vocabulary: int = field(default=640, metadata={"help": "Entries of the tokenizer."})
 
 
