@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 # The head's logits are made for this many (token, vocabulary entry) pairs at a time: 2**26 floats are 256 MB.
+# At the peak, in backward with entropies, five tensors of that size are held (results/memory).
 LOGITS_AT_ONCE = 2**26
 
 TINY_MODEL = os.path.relpath(Path(__file__).parent / "tiny" / "llama")  # from wherever a script is started
