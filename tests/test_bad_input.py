@@ -7,6 +7,7 @@ import pytest
 
 import evaluate
 import train_dpo
+import train_grpo
 from run import Run
 
 GOOD = {"problem": "What is 1 + 1?", "answer": "2"}
@@ -36,18 +37,24 @@ def refused(tmp_path, capfd, checkpoints):
     return call
 
 
+both_scripts = pytest.mark.parametrize("script", [train_dpo, train_grpo])
+
+
+@both_scripts
 @pytest.mark.parametrize("value", ["0", "-3", "abc", "2.5", "nan"])
-def test_sync_every(refused, value):
+def test_sync_every(refused, script, value):
     """A dial of 0 divides by zero; of -3 it never syncs. Break: type float instead of Every."""
-    assert "--sync-every" in (line := refused("--sync-every", value)) and value in line
+    assert "--sync-every" in (line := refused("--sync-every", value, script=script)) and value in line
 
 
-def test_unknown_flag(refused):
+@both_scripts
+def test_unknown_flag(refused, script):
     """A misspelt flag that is silently ignored. Break: drop the check of what is left over."""
-    assert "--sync-evry" in refused("--sync-evry", "3")
+    assert "--sync-evry" in refused("--sync-evry", "3", script=script)
 
 
 WRONG_VALUES = [
+    "--sync-ref-every 0",
     "--steps 0",
     "--steps many",
     "--prompts-per-step 0",
@@ -56,16 +63,34 @@ WRONG_VALUES = [
     "--ahead 0",
     "--temperature 0",
     "--lr inf",
-    "--pairing best",
     "--dtype int8",
     "--engine tgi",
 ]
+WRONG_IN = {
+    train_dpo: ["--pairing best", "--beta 0", "--nll-coef -1", "--entropy-coef nan", "--grpo-coef inf"],
+    train_grpo: [
+        "--correction foo",
+        "--clip-low 1.5",
+        "--clip-high 0",
+        "--tis-cap 0.5",
+        "--kl-coef -1",
+        "--normalize foo",
+        "--advantage-scale mean",
+    ],
+}
+WRONG = [(script, flags) for script, own in WRONG_IN.items() for flags in WRONG_VALUES + own]
 
 
-@pytest.mark.parametrize("flags", WRONG_VALUES)
-def test_values_out_of_range(refused, flags):
-    """A value that fails deep inside, after the engine has started. Break: int instead of Count."""
-    assert flags.split()[0] in refused(*flags.split())
+@pytest.mark.parametrize(("script", "flags"), WRONG)
+def test_values_out_of_range(refused, script, flags):
+    """A value that fails deep inside, after the engine has started, or that turns a term of the loss around.
+
+    Breaks: int instead of Count; float instead of Coefficient or Share; drop the check of --tis-cap, or of
+    --samples-per-prompt in either script.
+    """
+    flag, value = flags.split()
+    line = refused(flag, value, script=script)
+    assert flag in line and value in line
 
 
 def test_model_that_does_not_exist(refused):

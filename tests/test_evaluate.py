@@ -35,7 +35,7 @@ def test_evaluate_a_checkpoint(tmp_path, capsys, checkpoints):
     )
     result = json.loads(out.read_text())
     assert (result["problems"], result["n"], result["model"]) == (20, 2, "tiny/llama")
-    assert 0.1 < result["accuracy"] < 0.95 and result["grader_restarts"] == 0
+    assert 0 < result["accuracy"] < 0.95 and result["grader_restarts"] == 0
     assert "accuracy" in capsys.readouterr().out
 
     data = tmp_path / "data.jsonl"

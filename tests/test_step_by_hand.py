@@ -4,7 +4,9 @@ The runs go through the real loop. The engine and the grader are doubles, which 
 """
 
 import copy
+from collections import defaultdict
 from itertools import product
+from statistics import fmean
 
 import pytest
 import torch
@@ -24,6 +26,11 @@ SCRIPT = {
     "What else?": ["no", "nothing", "no, never, not in a hundred years", "not"],
 }
 PROMPTS = [Prompt(id=q, task="math", messages=[{"role": "user", "content": q}], answer="") for q in SCRIPT]
+RIGHT, WRONG = (
+    [len(text) + 1 for texts in SCRIPT.values() for text in texts if ("yes" in text) == right]
+    for right in (True, False)
+)  # tokens: a byte each, and the stop
+EACH_STEP = {"pair_frac": 2 / 3, "right_length": fmean(RIGHT), "wrong_length": fmean(WRONG)}
 
 # Two steps: in the first the policy equals the reference. With an epsilon far above every gradient, Adam is
 # plain descent with momentum at a rate of lr / eps, so that the weights show the gradient's size.
@@ -67,9 +74,9 @@ class Grader:
 
 @pytest.fixture
 def both_ways(monkeypatch, checkpoints, tmp_path):
-    """Run a script and the same by hand, compare loss, gradient and weights. Returns each forward's rows."""
+    """Run a script and the same by hand, compare metrics and weights. Returns the rows of each forward."""
 
-    def call(script, loss_by_hand, *flags):
+    def call(script, by_hand, *flags):
         engines, rows = [], []
 
         def load_generator(engine, path, dtype, device, *rest):
@@ -92,11 +99,12 @@ def both_ways(monkeypatch, checkpoints, tmp_path):
         policy, config, groups = copy.deepcopy(seed), parse_flags(script.Config, args), engines[0].groups
         optimizer = torch.optim.AdamW(policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0)
         for metrics, step in zip(read_metrics(tmp_path / "run"), (groups[:3], groups[3:]), strict=True):
-            loss = loss_by_hand(policy, seed, step, config)
+            loss, seen = by_hand(policy, seed, step, config)
             loss.backward()
             norm = torch.cat([p.grad.flatten() for p in policy.parameters()]).norm()
-            assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
-            assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+            expected = {"loss": loss.item(), "grad_norm": norm.item(), **seen, **EACH_STEP}
+            found = {key: metrics[key] for key in expected}
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
             optimizer.step()
             optimizer.zero_grad()
         before, ours, theirs = (
@@ -116,6 +124,11 @@ def tokens(model, rollout, temperature):
     return logp[range(len(logp)), rollout.response_ids], -(logp.exp() * logp).sum(-1)
 
 
+def k3(logp, ref):
+    """Schulman's estimate of the KL divergence to the reference, from one token or from several."""
+    return (ref - logp).exp() - 1 - (ref - logp)
+
+
 def clipped(logp, old_logp, advantage, low, high):
     """PPO's loss of one token, by cases."""
     ratio = (logp - old_logp).exp()
@@ -127,8 +140,11 @@ def clipped(logp, old_logp, advantage, low, high):
 
 
 def dpo_by_hand(policy, reference, groups, config):
-    """All pairs, or the first right and the first wrong response, with every other term (paper section 3)."""
-    prompts, entropies, grpo = [], [], []
+    """All pairs, or the first right and the first wrong response, with every other term (paper section 3).
+
+    Returns the loss, and the metrics that the models have a part in.
+    """
+    prompts, entropies, grpo, seen = [], [], [], defaultdict(list)
     for group in groups:
         rewards = ["yes" in text for text in SCRIPT[group[0].prompt_id]]
         right = [i for i, reward in enumerate(rewards) if reward]
@@ -144,20 +160,27 @@ def dpo_by_hand(policy, reference, groups, config):
         for chosen, rejected in pairs:
             margin = size(ours[chosen]) - size(refs[chosen]) - size(ours[rejected]) + size(refs[rejected])
             losses.append((1 + (-config.beta * margin).exp()).log() - config.nll_coef * ours[chosen].mean())
+            seen["margin"].append(margin.item())
+            for who, i in (("chosen", chosen), ("rejected", rejected)):
+                seen[f"{who}_logp"].append(ours[i].sum().item())
+                seen[f"{who}_length"].append(len(ours[i]))
         prompts.append(sum(losses) / len(losses))
         for i in range(len(group)) if config.grpo_coef else {i for pair in pairs for i in pair}:
             advantage = rewards[i] - sum(rewards) / len(group)
             terms = zip(ours[i], group[i].logps, strict=True)
             grpo.append(sum(clipped(logp, old, advantage, 0.2, 0.2) for logp, old in terms))
             entropies += entropy[i]
+            seen["kl_ref"] += k3(ours[i], refs[i]).tolist()
+            seen["policy_entropy"] += entropy[i].tolist()
     dpo, entropy, grpo = (sum(terms) / len(terms) for terms in (prompts, entropies, grpo))
-    return dpo - config.entropy_coef * entropy + config.grpo_coef * grpo
+    loss = dpo - config.entropy_coef * entropy + config.grpo_coef * grpo
+    return loss, {key: fmean(values) for key, values in seen.items()}
 
 
 def grpo_by_hand(policy, reference, groups, config):
-    """The sum over the tokens of all responses, each divided as --normalize says."""
+    """The sum over the tokens of all responses, each divided as --normalize says; returns as above."""
     lengths = [len(rollout.response_ids) for group in groups for rollout in group]
-    loss = 0
+    loss, seen = 0, defaultdict(list)
     for group in groups:
         rewards = ["yes" in text for text in SCRIPT[group[0].prompt_id]]
         mean = sum(rewards) / len(group)
@@ -169,17 +192,25 @@ def grpo_by_hand(policy, reference, groups, config):
                 "sequence": len(lengths) * len(rollout.response_ids),
                 "constant": len(lengths) * config.max_new_tokens,
             }[config.normalize]
-            logps, refs = (tokens(model, rollout, config.temperature)[0] for model in (policy, reference))
-            for logp, ref, old in zip(logps, refs.detach(), rollout.logps, strict=True):
+            logps, entropy = tokens(policy, rollout, config.temperature)
+            refs = tokens(reference, rollout, config.temperature)[0].detach()
+            for logp, ref, old in zip(logps, refs, rollout.logps, strict=True):
+                ratio = (logp - old).exp().item()
                 if config.correction == "clip":
                     term = clipped(logp, old, advantage, config.clip_low, config.clip_high)
+                    bound = ratio < 1 - config.clip_low or ratio > 1 + config.clip_high
                 elif config.correction == "tis":
-                    term = -min((logp - old).exp().item(), config.tis_cap) * advantage * logp
+                    term = -min(ratio, config.tis_cap) * advantage * logp
+                    bound = ratio > config.tis_cap
                 else:  # the value of a ratio of 1, the gradient of -advantage * logp
                     term = -advantage * (1 + logp - logp.detach())
-                kl = (ref - logp).exp() - 1 - (ref - logp)
-                loss = loss + (term + config.kl_coef * kl) / divisor
-    return loss
+                    bound = False
+                loss = loss + (term + config.kl_coef * k3(logp, ref)) / divisor
+                seen["ratio"].append(ratio)
+                seen["bound_frac"].append(bound)
+            seen["kl_ref"] += k3(logps, refs).tolist()
+            seen["policy_entropy"] += entropy.tolist()
+    return loss, {key: fmean(values) for key, values in seen.items()} | {"ratio_max": max(seen["ratio"])}
 
 
 ALL_PAIRS = "--pairing all --nll-coef 0.5 --entropy-coef 0.5"
@@ -198,7 +229,9 @@ def test_dpo_step_by_hand(both_ways, flags, responses, limit):
 
     Breaks, each alone: `/ len(rows)` for `/ len(groups)`, `/ all_tokens` or `/ all_rows`; weights of 1; nll
     of the rejected, or not per token; detach entropy, or its sign; swap ours and refs; no scale for refs; no
-    temperature for one of the models; the advantages of other rows; grpo of the paired responses alone.
+    temperature for one of the models; the advantages of other rows; grpo of the paired responses alone. In
+    the metrics: rejected for chosen, or `ours` for logps.sum(-1), in one of the logps; all pairs of a
+    micro-batch but the first; no [mask.bool()]; score == 0 for score == 1; a margin of `ours`.
     """
     rows = both_ways(train_dpo, dpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
     assert sum(rows) == 2 * 2 * responses  # each once a step, through the policy and through the reference
@@ -212,7 +245,8 @@ def test_grpo_step_by_hand(both_ways, flags, limit):
 
     Breaks, each alone: `weights[: len(rows), None]`; `advantages[: len(rows)]`; token_weights of a
     micro-batch's lengths; detach kl; old_logps for logps.detach(); no --advantage-scale; no temperature for
-    one of the models; swap clip_low and clip_high; a cap of 2.
+    one of the models; swap clip_low and clip_high; a cap of 2. In the metrics: log_ratio for its exp; the
+    last ratio for the largest; swap low and high; clip's bounds for tis; no [mask.bool()].
     """
     rows = both_ways(train_grpo, grpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
     assert sum(rows) == 2 * 2 * 12
