@@ -2,7 +2,7 @@
 # The learning rate of each algorithm at laptop scale, chosen on validation problems after as many steps as
 # Table 1's runs have, with a training seed that no table uses:
 #   bash tables/sweep.sh        (an hour on 2 cores)
-# DPO gets one for all values of the dial, as in the paper: that with the best mean over its ends, s = 1 and inf.
+# DPO gets one for all values of the dial, as in the paper: the best mean over the dial's ends, s = 1 and inf.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 {
