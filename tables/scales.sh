@@ -1,7 +1,7 @@
 # What "laptop", "gpu" and "paper" mean, the first argument of the scripts here. To be sourced with it.
 # laptop is what results/ will show; its tables have not been run whole yet. gpu leaves its results in
-# results/gpu and has not been run. paper cannot be run yet: it wants eight processes, and the train scripts refuse more than
-# one.
+# results/gpu and has not been run. paper cannot be run yet: it wants eight processes, and the train scripts
+# refuse more than one.
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
     AT='' MODEL=tiny/llama SEEDS="0 1 2" LONG=200 SHORT=100
