@@ -31,10 +31,10 @@ if [ -e "$kept/command.txt" ]; then
   [ "$(cat "$kept/command.txt")" = "$command" ] || fail "$kept was made by another command; delete it"
   exit
 fi
-mkdir -p "$(dirname "$run")" "$kept"
+mkdir -p "$(dirname "$run")"
 exec 9>"$run.lock" # held as long as any process of the run lives
 flock -n 9 || fail "is being made by another process"
-rm -rf "$run"
+rm -rf "$run" "$kept"
 echo "$(date +%T) $name: $command"
 exec >"$run.log" 2>&1
 trap 'fail "failed, see $run.log"' ERR
@@ -47,5 +47,6 @@ for checkpoint in "$run"/export/*; do
   out=$run/eval/$(basename "$checkpoint").json
   python evaluate.py --model "$checkpoint" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$out"
 done
+mkdir -p "$kept"
 cp -r "$run"/{config.json,metrics.jsonl,eval} "$kept/"
 echo "$command" >"$kept/command.txt" # last: it says that the results are whole

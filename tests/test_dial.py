@@ -18,7 +18,8 @@ TINY = Path(train_dpo.__file__).parent / "tiny"
 # The learning rate is pinned: what the tests expect of one step should not move with a default. The seed
 # model is rarely right: among fewer responses there may be no pair to learn from.
 SMALL = [
-    *("--prompts-per-step", "10", "--samples-per-prompt", "8", "--max-new-tokens", "48"),
+    *("--data", "tiny@validation"),  # 500 problems, tokenized in a moment
+    *("--prompts-per-step", "12", "--samples-per-prompt", "8", "--max-new-tokens", "48"),
     *("--steps", "5", "--lr", "1e-4"),
 ]
 TIMES = {"sync_s", "generate_s", "score_s", "train_s", "step_s", "tokens_per_s"}
