@@ -22,7 +22,7 @@ evaluate() { # a checkpoint, and the files to write without their endings
   [ -n "${CHAT:-}" ] || return 0
   python evaluate.py --model "$1" --data "chat=$CHAT" --reward-model "$REWARD_MODEL" --n 1 \
     --answers "$2.answers.jsonl" --out "$2.chat.json"
-  [ "$CHAT" != tiny@test ] || python tiny/chat.py --truth "$2.answers.jsonl"
+  [[ "$CHAT" != tiny@* ]] || python tiny/chat.py --truth "$2.answers.jsonl"
 }
 
 [ -z "${CHAT:-}" ] || : "${REWARD_MODEL:?run.sh: CHAT needs a REWARD_MODEL}"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The learning rate and beta of each algorithm in chat at laptop scale, chosen on validation requests by the
+# learned reward (all that a user sees who has no true one) with a training seed that no table uses:
+#   bash tables/sweep_chat.sh   (an hour on 2 cores)
+# DPO gets one pair for all values of the dial: the best mean over the dial's ends, s = 1 and inf.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tables/scales.sh laptop
+{
+  for pair in 0.1:2e-4 0.01:5e-5 0.1:1e-4 0.01:2e-5 0.1:4e-4; do
+    for s in 1 inf; do
+      echo "sweep_chat/dpo-$s-$pair train_dpo.py --sync-every $s --seed 100 $LONG $CHAT chat=tiny" \
+        "--beta ${pair%:*} --lr ${pair#*:}"
+    done
+  done
+  for lr in 2e-4 4e-4 1e-4; do
+    echo "sweep_chat/grpo-$lr train_grpo.py --sync-every 1 --seed 100 $LONG $CHAT chat=tiny --lr $lr"
+  done
+} | DATA=tiny@validation N=1 CHAT=tiny@validation bash tables/run.sh
