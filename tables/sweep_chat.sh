@@ -7,13 +7,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh laptop
 {
-  for pair in 0.1:2e-4 0.01:5e-5 0.1:1e-4 0.01:2e-5 0.1:4e-4; do
+  while read -r beta lr; do
     for s in 1 inf; do
-      echo "sweep_chat/dpo-$s-$pair train_dpo.py --sync-every $s --seed 100 $LONG $CHAT chat=tiny" \
-        "--beta ${pair%:*} --lr ${pair#*:}"
+      echo "sweep_chat/dpo-$s-beta$beta-lr$lr train_dpo.py --sync-every $s --seed 100 $LONG $CHAT chat=tiny" \
+        "--beta $beta --lr $lr"
     done
-  done
+  done <<<$'0.1 2e-4\n0.01 5e-5\n0.1 1e-4\n0.01 2e-5\n0.1 4e-4'
   for lr in 2e-4 4e-4 1e-4; do
-    echo "sweep_chat/grpo-$lr train_grpo.py --sync-every 1 --seed 100 $LONG $CHAT chat=tiny --lr $lr"
+    echo "sweep_chat/grpo-lr$lr train_grpo.py --sync-every 1 --seed 100 $LONG $CHAT chat=tiny --lr $lr"
   done
 } | DATA=tiny@validation N=1 CHAT=tiny@validation bash tables/run.sh
