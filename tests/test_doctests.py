@@ -5,7 +5,10 @@ import importlib
 
 import pytest
 
-NAMES = ["data", "evaluate", "judge", "rewards", "tiny.chat", "tiny.smollm2", "train_dpo", "train_grpo"]
+NAMES = [
+    *("data", "evaluate", "judge", "rewards", "tiny.chat", "tiny.preferences", "tiny.smollm2"),
+    *("train_dpo", "train_grpo"),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
