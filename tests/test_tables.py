@@ -18,7 +18,7 @@ from run import parse_flags
 ROOT = Path(train_dpo.__file__).parent
 PROGRAMS = {f"{script.__name__}.py": script for script in (train_dpo, train_grpo, evaluate, report)}
 TABLES = sorted({path.name for path in (ROOT / "tables").glob("*.sh")} - {"run.sh", "scales.sh"})
-DRAWN_ONLY = {"figure3.sh", "figure9.sh"}  # from the runs of other scripts
+DRAWN_ONLY = {"figure3.sh", "figure7.sh", "figure9.sh"}  # from the runs of other scripts
 SCALES = ("laptop", "gpu", "paper")
 
 
@@ -95,7 +95,8 @@ def test_runs_have_flags_names_and_seeds_of_their_own(plans, table, scale):
         seed, row = parse(program, flags).seed, row_of(name)
         assert name in (row, f"{row}/{seed}")
         seeds.setdefault(row, []).append(seed)
-    expected = [100] if table == "sweep.sh" else [0, 1, 2]  # chosen on a training seed that no table uses
+    # A choice is made on a training seed that no table uses; wildchat.sh shows that one run works.
+    expected = {"sweep.sh": [100], "sweep_chat.sh": [100], "wildchat.sh": [0]}.get(table, [0, 1, 2])
     assert {row: found for row, found in seeds.items() if found != expected} == {}
     assert len({name for _, name, _, _ in runs}) == len(runs) and (runs == []) == (table in DRAWN_ONLY)
 
