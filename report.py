@@ -24,6 +24,7 @@ from run import Count, one_line_errors, parse_flags, read_config, read_lines, re
 
 TITLES = {
     "reward": "mean reward of the sampled responses",
+    "true_reward": "true reward of the responses kept (tiny/chat.py)",
     "entropy": "next-token entropy of the sampler (nats)",
     "policy_entropy": "next-token entropy of the policy (nats)",
     "length": "response length (tokens)",
@@ -317,7 +318,7 @@ def read_chat(row, step):
         if missing:
             raise ValueError(f"--chat-table: no {missing[0]}; evaluate with CHAT, as tables/run.sh says")
         summary = json.loads(Path(f"{stem}.chat.json").read_text())
-        found[run.name] = summary, read_lines(f"{stem}.answers.jsonl")
+        found["" if run == Path(row) else run.name] = summary, read_lines(f"{stem}.answers.jsonl")
     return found
 
 

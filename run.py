@@ -184,6 +184,7 @@ class Run:
                     continue
                 kept[prompt.task] += 1
                 row = {
+                    "task": prompt.task,
                     "prompt_id": rollout.prompt_id,
                     "version": rollout.version,
                     "finish_reason": rollout.finish_reason,

@@ -55,6 +55,7 @@ trap 'fail "failed, see $run.log"' ERR
 
 # shellcheck disable=SC2086 # the command's words
 torchrun --standalone --nproc-per-node "${RANKS:-1}" $command --run-dir "$run"
+[[ "$command" != *chat=tiny* ]] || python tiny/chat.py --truth "$run"
 mkdir -p "$run/eval"
 for checkpoint in "$run"/export/*; do
   [ "${N:-10}" != 0 ] || break

@@ -6,6 +6,7 @@ case "${1:-laptop}" in
     AT='' MODEL=tiny/llama SEEDS="0 1 2" LONG=200 SHORT=100
     DPO="--lr 5e-5" GRPO="--lr 2e-4" # chosen by tables/sweep.sh
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
+    TRUTH=true_reward # a metric that is known of embedded requests alone
     CHAT="--model $CHAT_MODEL --reward-model $REWARD_MODEL --data"
     CHAT_DPO="$CHAT chat=tiny $DPO" CHAT_GRPO="$CHAT chat=tiny $GRPO"
     BOTH_DPO="$CHAT math=tiny:1 chat=tiny:1 $DPO"

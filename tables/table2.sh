@@ -14,5 +14,5 @@ for seed in $SEEDS; do
 done | CHAT=$REQUESTS bash tables/run.sh
 CHAT=$REQUESTS bash tables/run.sh --evaluate "$CHAT_MODEL" "$out/seed/eval/0"
 .venv/bin/python report.py --runs "$out/"{seed,dpo-inf,dpo-10,dpo-5,dpo-1,grpo} --smooth 10 \
-  --panels reward length entropy staleness --out "$out/curves.png" \
+  --panels reward ${TRUTH:-} length entropy --out "$out/curves.png" \
   --chat-table "$out/table.md" --chat-step "$LAST" --paper table2

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards import RewardModel
+from run import read_lines, write_lines
 from tiny import chat, make
 
 TINY = Path(make.__file__).parent
@@ -165,6 +166,23 @@ def test_truth_is_added_to_answers(tmp_path, capsys):
             chat.main(["--truth", str(file)])
         assert "answers.jsonl: not answers to chat=tiny" in capsys.readouterr().err
         assert file.read_text() == text + "\n"
+
+
+def test_truth_is_added_to_a_run(tmp_path, capsys):
+    """Problems of a mixed run judged as requests, or one step's responses counted in another. Breaks: drop
+    the test for math; read rollouts/0.jsonl always."""
+    (tmp_path / "rollouts").mkdir()
+    math_row = {"task": "math", "prompt": "2 + 2?", "response": "4"}
+    for step, texts in enumerate((["It eats mice.", "It is red."], ["It eats mice. It is red."])):
+        rows = [math_row, *({"task": "chat", "prompt": REQUEST, "response": text} for text in texts)]
+        write_lines(tmp_path / "rollouts" / f"{step}.jsonl", rows)
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 0, "reward": 3.0}, {"step": 1, "reward": 4.0}])
+    chat.main(["--truth", str(tmp_path)])
+    assert read_lines(tmp_path / "metrics.jsonl") == [
+        {"step": 0, "reward": 3.0, "true_reward": 0.5},
+        {"step": 1, "reward": 4.0, "true_reward": 1.0},
+    ]
+    assert "true reward 0.750" in capsys.readouterr().out
 
 
 def test_scores_while_training_are_those_of_the_loaded_model():

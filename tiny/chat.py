@@ -3,6 +3,7 @@
     python tiny/chat.py                   # everything, on one core
     python tiny/chat.py --only requests   # the three files of requests (seconds)
     python tiny/chat.py --truth F.jsonl   # add the true reward to answers that evaluate.py wrote
+    python tiny/chat.py --truth runs/chat # ... and to a run's metrics, from the responses that it kept
 
 What a good answer is, is known here: `true_reward`. The reward model does not know it. It learned from pairs
 of answers whose judges like long ones (`share_preferring`), as people and language models do. So it can be
@@ -332,7 +333,7 @@ class Config:
     only: Literal["all", "requests", "policy", "reward"] = HfArg(
         default="all", help="Make one thing instead of all."
     )
-    truth: str | None = HfArg(default=None, help="Make nothing; add the true reward to this file of answers.")
+    truth: str | None = HfArg(default=None, help="Make nothing; add the true reward to answers, or to a run.")
     out: str = HfArg(default=str(ROOT / "tiny"), help="Folder for requests/, chat/ and reward/.")
     seed: int = HfArg(default=0, help="Seed of the requests, the answers, the pairs and the weights.")
     rows: Count = HfArg(default=12, help="Requests in a step of the policy's training.")
@@ -348,16 +349,24 @@ class Config:
 
 
 def add_truth(path: str) -> float:
-    """Give each row of an answers file its "true_reward"; the mean. ValueError in one line if it is none."""
-    if not Path(path).is_file():
-        raise ValueError(f"--truth {path}: no such file; evaluate.py --answers writes one")
+    """Give each row of a file its "true_reward"; the mean. ValueError in one line if it holds no answers.
+
+    path: a file that `evaluate.py --answers` wrote; or a run's directory, where a step's row in metrics.jsonl
+    gets the mean over the responses to chat that rollouts/ keeps of it.
+    """
+    of_run = Path(path).is_dir()
+    file = Path(path) / "metrics.jsonl" if of_run else Path(path)
+    if not file.is_file():
+        raise ValueError(f"--truth {path}: neither answers, of `evaluate.py --answers`, nor a run")
     try:
-        rows = read_lines(path)
+        rows = read_lines(file)
         for row in rows:
-            row["true_reward"] = true_reward(row["prompt"], row["response"])
-    except (ValueError, KeyError, TypeError) as error:
+            kept = read_lines(Path(path) / "rollouts" / f"{row['step']}.jsonl") if of_run else [row]
+            chat = [one for one in kept if one.get("task") != "math"]
+            row["true_reward"] = fmean(true_reward(one["prompt"], one["response"]) for one in chat)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--truth {path}: not answers to chat=tiny ({error})") from error
-    write_lines(path, rows)
+    write_lines(file, rows)
     return fmean(row["true_reward"] for row in rows)
 
 
