@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import judge
+from run import write_lines
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 alpaca_eval_files = pytest.mark.skipif(
@@ -590,6 +591,13 @@ def test_bad_answers(refused, tmp_path, files):
     (tmp_path / "odd.jsonl").write_text("{\n")
     odd = {**files, "short": str(tmp_path / "odd.jsonl")}
     assert "line 1" in refused(*flags(tmp_path, odd, "http://127.0.0.1:1"))
+
+
+def test_an_answer_may_hold_every_kind_of_line_end(tmp_path):
+    """A JSON string with U+2028 cut in two, and the file refused. Break: splitlines() in run.read_lines."""
+    row = {"id": "q", "prompt": "a\u2028b", "response": "c\x85d\u2029e\x0bf", "length": 7}
+    write_lines(tmp_path / "model.jsonl", [row])
+    assert judge.load_answers([tmp_path / "model.jsonl"]) == {"model": {"q": row}}
 
 
 def test_bad_flags(refused, tmp_path, files):
