@@ -8,8 +8,8 @@ case "${1:-laptop}" in
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
     TRUTH=true_reward # a metric that is known of embedded requests alone
     CHAT="--model $CHAT_MODEL --reward-model $REWARD_MODEL --data"
-    CHAT_DPO="$CHAT chat=tiny $DPO" CHAT_GRPO="$CHAT chat=tiny $GRPO"
-    BOTH_DPO="$CHAT math=tiny:1 chat=tiny:1 $DPO"
+    CHAT_DPO="$CHAT chat=tiny --lr 1e-4" CHAT_GRPO="$CHAT chat=tiny --lr 4e-4" # by tables/sweep_chat.sh
+    BOTH_DPO="$CHAT math=tiny:1 chat=tiny:1 --lr 1e-4"
     ;;
   gpu) # one GPU: a real model on sums of one-digit numbers. Both are made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
