@@ -238,10 +238,9 @@ def make_prompts(rows: Iterable[tuple[str, dict | str]], name: str, task: str = 
     filters reject or whose answer is empty (MATH's training set has four); of requests, those that are not
     in English, too long or empty; of both, those that came before.
     """
-    quiet = os.environ.get("RANK", "0") != "0"  # under torchrun only the first rank speaks
     prompts: dict[str, Prompt] = {}
     dropped, total, numina, unanswered = Counter(), 0, False, None
-    for where, row in tqdm(rows, desc="data", unit="row", delay=3, leave=False, disable=quiet):
+    for where, row in tqdm(rows, desc="data", unit="row", delay=3, leave=False):
         total += 1
         reason, gold = None, None
         if task == "math":
@@ -269,7 +268,7 @@ def make_prompts(rows: Iterable[tuple[str, dict | str]], name: str, task: str = 
     note += f"; the first without an answer is {unanswered}" if unanswered else ""
     if not prompts:
         raise ValueError(f"--data {name}: {note if total else 'is empty'}")
-    if reasons and not quiet:
+    if reasons:
         print(f"data: {name}: {note}", flush=True)
     return list(prompts.values())
 
@@ -477,6 +476,10 @@ class MixedIterator:
         self.parts = []
         for prompts, weight in sources:
             share = per_step // total * weight
+            if share % world:
+                raise ValueError(
+                    f"--prompts-per-step {per_step}: {share} of a source, which {world} ranks cannot share"
+                )
             if share > len(prompts):
                 raise ValueError(
                     f"--prompts-per-step {per_step}: takes {share} prompts from a source of {len(prompts)}"

@@ -25,6 +25,7 @@ from transformers.hf_argparser import HfArg
 
 from data import load_prompts
 from model import TINY_MODEL, load_config, load_policy, load_tokenizer, token_logps
+from ranks import world_size
 from run import Count, Positive, one_line_errors, parse_flags
 
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
@@ -379,6 +380,8 @@ def load_generator(engine, path, dtype, device, max_model_len, own_process=False
     copy of the weights is then a copy in memory, one tensor at a time, and a small engine is ready in
     seconds.
     """
+    if own_process and world_size() > 1:
+        raise ValueError("--own-process: with one rank only: each would hold the whole model in memory twice")
     if engine == "transformers":
         return TransformersGenerator(path, dtype, device)
     context = load_config(path).max_position_embeddings

@@ -1,37 +1,23 @@
 """The policy: a Hugging Face causal language model, with the log-probability of each token it is shown."""
 
-import copy
 import os
+from functools import partial
 from pathlib import Path
+from types import MethodType
 
 import torch
-import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ranks import world_size
 
 # The head's logits are made for this many (token, vocabulary entry) pairs at a time: 2**26 floats are 256 MB.
 # At the peak, in backward with entropies, five tensors of that size are held (results/memory).
 LOGITS_AT_ONCE = 2**26
 
 TINY_MODEL = os.path.relpath(Path(__file__).parent / "tiny" / "llama")  # from wherever a script is started
-
-
-def init_ranks():
-    """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world, device)."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    backend = "nccl" if on_gpu else "gloo"
-    if dist.is_initialized():
-        pass  # a notebook, or a test, that calls main() again
-    elif "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if dist.get_world_size() > 1:
-        raise ValueError("torchrun --nproc-per-node: one process is supported for now; start with 1")
-    return dist.get_rank(), dist.get_world_size(), device
 
 
 def load_config(path):
@@ -63,7 +49,7 @@ def load_tokenizer(path):
     return tokenizer
 
 
-def load_policy(path, device):
+def load_policy(path, device="cpu"):
     """The model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
 
     It stays in eval mode: with dropout it would not be the model that the generator samples from.
@@ -71,9 +57,61 @@ def load_policy(path, device):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
 
 
-def frozen_copy(model):
-    """The reference: the same weights in memory of its own, without gradients."""
-    return copy.deepcopy(model).requires_grad_(False)
+def blocks_of(model):
+    """The layers of a transformer: what is sharded, or computed again, one at a time."""
+    return [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+
+
+def checkpoint_activations(model):
+    """Let every block keep only its input for backward, and compute the rest again there (Chen et al. 2016).
+
+    Memory for a quarter of a step's arithmetic more: a second forward beside the first, a backward that costs
+    two, and the reference's.
+    """
+    for block in blocks_of(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def shard(model, device, dtype):
+    """Move a model to `device`; where there are several ranks, spread it over them (FSDP2).
+
+    Each rank then keeps a part of every weight, of its gradient and of its optimizer state. A block's weights
+    are gathered for its forward and for its backward, in `dtype`, and dropped after each. Gradients are
+    summed over the ranks, not averaged: a loss is divided by what the whole step holds.
+
+    In bfloat16 all that passes between the blocks is bfloat16 then, as in the generator; on one rank, under
+    autocast, it is float32. So several ranks compute exactly what one does in float32 alone.
+    """
+    if world_size() == 1:
+        return model.to(device)
+    mesh = init_device_mesh(device.type, (world_size(),))
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for module in [*blocks_of(model), model]:
+        # It moves the weights to the device, too. By default those outside the blocks would stay gathered
+        # after a forward, and be the ones that parameters() gives: copies, which no sync may read or write.
+        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    model.sharded_token_logps = MethodType(_token_logps, model)
+    register_fsdp_forward_method(model, "sharded_token_logps")  # gathers around it, as around forward()
+    return model
+
+
+def full_weights(policy, dtype=torch.float32):
+    """Yield (name, whole tensor) for every parameter, one at a time, so that a second model never exists.
+
+    A tied output head is not listed twice: it is the embedding. A sharded tensor is cast before it is
+    gathered, which halves what travels in bfloat16. To gather is a collective: all ranks walk this in step.
+    """
+    for name, parameter in policy.named_parameters():
+        weight = parameter.detach().to(dtype)
+        yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
+def clip_gradients(model, largest):
+    """Scale all gradients to a norm of at most `largest`; the norm before. RuntimeError if not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest, error_if_nonfinite=True)
+    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
 
 
 @torch.no_grad()
@@ -108,7 +146,15 @@ def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entr
     it.
     The prompt's logits are never made, and the response's are made a chunk at a time and again in backward,
     so peak memory does not grow with T x V.
+    Of a sharded model it is a collective: all ranks call it, in the same order.
     """
+    if hasattr(model, "sharded_token_logps"):
+        # Decoder and head are called by hand below, so FSDP's hooks on forward() would not run.
+        return model.sharded_token_logps(input_ids, response_mask, temperature, with_entropy)
+    return _token_logps(model, input_ids, response_mask, temperature, with_entropy)
+
+
+def _token_logps(model, input_ids, response_mask, temperature, with_entropy):
     hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
     if response_mask is None:
         response_mask = torch.ones_like(input_ids)

@@ -150,14 +150,17 @@ class _Worker:
 class MathVerifier:
     """`math_reward` in `workers` processes, with a deadline of `timeout_s` seconds for each item.
 
-    Workers (70 MB each; by default one per core, at most 4) start in the background: the constructor returns
-    at once. Counters, over all calls: `timeouts`, items that hit the deadline; `restarts`, workers replaced
-    after a timeout or a death of their own; `parse_failures`, responses from which nothing was extracted.
+    Workers (70 MB each; by default this rank's share of the cores, at most 4) start in the background: it
+    returns at once. Counters, over all calls: `timeouts`, items that hit the deadline; `restarts`, workers
+    replaced after a timeout or a death of their own; `parse_failures`, responses from which nothing was
+    extracted.
     Not thread-safe. Raises ValueError for bad arguments, RuntimeError when workers cannot start.
     """
 
     def __init__(self, workers: int | None = None, timeout_s: float = 10.0):
-        workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        if workers is None:
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+            workers = max(1, min(4, (os.cpu_count() or 1) // ranks_here))
         if workers < 1 or not timeout_s > 0:
             raise ValueError(f"MathVerifier: workers={workers} must be >= 1, timeout_s={timeout_s} > 0")
         self.timeout_s = timeout_s
@@ -347,7 +350,6 @@ class RewardModel:
     `truncated` counts those over all calls.
     batch_tokens: of one forward, padding included; by default 16384 on a GPU, 2048 on a CPU, whose caches a
     larger one leaves (twice as slow).
-    `model` may be sharded from outside (fully_shard); all ranks must then score as many batches.
     Raises ValueError, in one line, for a checkpoint or a conversation that cannot be scored.
     """
 
@@ -368,6 +370,12 @@ class RewardModel:
                 self.tokenizer.decode([self.cls_id]), add_special_tokens=False, split_special_tokens=True
             )
 
+    def shard(self):
+        """Spread the model over the ranks, which must then score together; one rank's stays as it is."""
+        from model import shard
+
+        self.model = shard(self.model, self.device, self.model.dtype)
+
     def has_room(self, messages):
         """Whether a response to these messages, the user's last, can be scored: one token of it must fit."""
         if sum(len(turn["content"].encode()) for turn in messages) < self.max_length - 100 * len(messages):
@@ -381,17 +389,19 @@ class RewardModel:
         """Lists of {"role", "content"}, the assistant's response last -> the score of each, in order."""
         import torch
 
+        from ranks import same_number
+
         rows = [self._encode(number, messages) for number, messages in enumerate(conversations)]
         scores = [0.0] * len(rows)
-        for batch in tqdm(list(self._batches(rows)), desc="reward model", delay=3, leave=False):
-            longest = max(len(rows[index]) for index in batch)
+        for batch in tqdm(same_number(self._batches(rows)), desc="reward model", delay=3, leave=False):
+            longest = max((len(rows[index]) for index in batch), default=1)
             padded = [rows[index] + [self.pad_id] * (longest - len(rows[index])) for index in batch]
             real = [[1] * len(rows[index]) + [0] * (longest - len(rows[index])) for index in batch]
-            input_ids = torch.tensor(padded, device=self.device)  # (B, T)
-            attention_mask = torch.tensor(real, device=self.device)  # (B, T)
-            with torch.no_grad():
+            input_ids = torch.tensor(padded or [[self.pad_id]], device=self.device)  # (B, T)
+            attention_mask = torch.tensor(real or [[1]], device=self.device)  # (B, T)
+            with torch.no_grad():  # of an empty batch, too: the ranks that share a sharded model count on it
                 logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, 1)
-            for index, score in zip(batch, logits[:, 0].tolist(), strict=True):
+            for index, score in zip(batch, logits[: len(batch), 0].tolist(), strict=True):
                 scores[index] = score
         return scores
 
@@ -456,6 +466,8 @@ class Scorer:
         if "chat" not in tasks and reward_model is not None:
             raise ValueError(f"--reward-model {reward_model}: nothing to score, --data has no chat=...")
         self.model = RewardModel(reward_model, device) if "chat" in tasks else None
+        if self.model:
+            self.model.shard()
         self.verifier = MathVerifier() if "math" in tasks else None  # last: its workers want closing
 
     def usable(self, prompts, fate="are left out"):
@@ -488,11 +500,13 @@ class Scorer:
         return scores
 
     def counts(self):
-        """What has gone wrong so far, for the metrics; None where it cannot."""
+        """What has gone wrong so far on all ranks, for the metrics; None where it cannot."""
+        from ranks import total
+
         return {
-            "parse_failures": self.verifier.parse_failures if self.verifier else None,
-            "grader_restarts": self.verifier.restarts if self.verifier else None,
-            "reward_truncated": self.model.truncated if self.model else None,
+            "parse_failures": int(total([self.verifier.parse_failures])) if self.verifier else None,
+            "grader_restarts": int(total([self.verifier.restarts])) if self.verifier else None,
+            "reward_truncated": int(total([self.model.truncated])) if self.model else None,
         }
 
     def close(self):
@@ -512,7 +526,10 @@ def gradable(prompts, verifier, fate="are left out"):
     prompts have `.answer` (data.Prompt). `fate` is what the line says becomes of the others.
     ValueError in one line if none is left.
     """
-    bad = set(verifier.unparsable([prompt.answer for prompt in prompts]))
+    from ranks import from_first  # here, for the workers that grade start without torch
+
+    # One rank decides: a grader that dies or is late on another would leave it with other prompts.
+    bad = set(from_first(lambda: verifier.unparsable([prompt.answer for prompt in prompts])))
     if bad:
         found = f"Math-Verify cannot parse {len(bad)} of {len(prompts)} gold answers"
         found += f", the first is {prompts[min(bad)].answer!r}"

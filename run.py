@@ -154,11 +154,13 @@ def refuse_used(directory):
 
 
 class Run:
-    """A run directory, which must be new or empty."""
+    """A run directory, which must be new or empty. All ranks have one, and rank 0 alone writes."""
 
-    def __init__(self, directory, config):
+    def __init__(self, directory, config, rank=0):
+        self.directory, self.rank = Path(directory), rank
+        if rank > 0:
+            return
         refuse_used(directory)
-        self.directory = Path(directory)
         (self.directory / "rollouts").mkdir(parents=True)
         (self.directory / "export").mkdir()
         flags = {name: as_json(value) for name, value in asdict(config).items()}
@@ -170,6 +172,8 @@ class Run:
 
     def log(self, metrics):
         """Append one step's metrics; KeyError if they have not the keys of the steps before."""
+        if self.rank > 0:
+            return
         self.keys = self.keys or set(metrics)
         if set(metrics) != self.keys:
             raise KeyError(f"metrics changed their keys: {sorted(set(metrics) ^ self.keys)}")
@@ -177,6 +181,8 @@ class Run:
 
     def save_rollouts(self, step, prompts, rollouts, responses, scores):
         """Keep the first responses of a step to each task, to be read by a person: one JSON object a line."""
+        if self.rank > 0:
+            return
         kept = Counter()
         with (self.directory / "rollouts" / f"{step}.jsonl").open("w") as file:
             for prompt, rollout, response, score in zip(prompts, rollouts, responses, scores, strict=True):
@@ -195,34 +201,42 @@ class Run:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def export(self, model, tokenizer, step):
-        """Write the policy as a Hugging Face checkpoint. It appears under its name only when it is whole."""
+        """Write the policy as a Hugging Face checkpoint. It appears under its name only when it is whole.
+
+        All ranks must come here: a sharded policy is gathered from them. Rank 0 holds it whole, in float32.
+        """
+        from model import full_weights  # here, for whoever only reads a run needs no torch
+
         final = self.directory / "export" / str(step)
+        buffers = dict(model.named_buffers())
+        weights = {name: buffers[name] for name in model.state_dict() if name in buffers}
+        for name, weight in full_weights(model):
+            if self.rank == 0:
+                weights[name] = weight.cpu()
+        if self.rank > 0:
+            return final
         aside = final.with_name(f"{step}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        model.save_pretrained(aside)
+        model.save_pretrained(aside, state_dict=weights)
         tokenizer.save_pretrained(aside)
         aside.rename(final)
         return final
 
 
-def mean(values):
-    """The mean, or None where there is nothing to average."""
-    values = list(values)
-    return sum(values) / len(values) if values else None
-
-
 def by_task(tasks, prompts, rewards, has_pair, lengths, losses):
     """A step's metrics of each task, where there are several; all lists have one entry a response."""
+    from ranks import mean, total  # here, for whoever only reads a run needs no torch
+
     if len(tasks) == 1:
         return {}
-    metrics, all_losses = {}, sum(losses)
+    metrics, all_losses = {}, total(losses)
     for task in tasks:
         rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
         metrics |= {
             f"{task}_reward": mean(rewards[i] for i in rows),
             f"{task}_pair_frac": mean(has_pair[i] for i in rows),
             f"{task}_length": mean(lengths[i] for i in rows),
-            f"{task}_loss_share": sum(losses[i] for i in rows) / all_losses if all_losses else None,
+            f"{task}_loss_share": total(losses[i] for i in rows) / all_losses if all_losses else None,
         }
     return metrics
 

@@ -9,7 +9,7 @@ the first sync is preceded by a rehearsal with weights that are plainly differen
 
 import torch
 
-from model import token_logps
+from model import full_weights, token_logps
 
 CANARY = "12 + 30 = 42, said the canary."
 
@@ -64,11 +64,11 @@ def copy_and_prove(policy, generator, tolerance, what):
 def rehearse(policy, generator):
     """Copy a plainly different model, prove that the generator follows, and take the difference back.
 
-    Every tensor is reversed along its last dimension, which is undone exactly and needs no memory. The real
-    weights that follow are then far away, too: a generator that is deaf to the second copy is caught by it.
+    Every tensor is reversed along its last dimension (of a sharded one, each rank's part), which is undone
+    exactly and needs no memory. The real weights that follow are then far away, too: a generator that is deaf
+    to the second copy is caught by it.
     """
-    for parameter in policy.parameters():
-        parameter.data = parameter.data.flip(-1)
+    reverse(policy)
     moved, tolerance = canary_gap(policy, generator), TOLERANCE[generator.dtype]
     if moved < 5 * tolerance:
         raise SyncError(
@@ -77,19 +77,15 @@ def rehearse(policy, generator):
     if generator.dtype == torch.bfloat16:
         tolerance = moved / 10  # a reversed model computes nonsense, and rounding moves that further
     copy_and_prove(policy, generator, tolerance, "rehearsal of the first sync")
+    reverse(policy)
+
+
+@torch.no_grad()
+def reverse(policy):
+    """Reverse every weight along its last dimension, in place."""
     for parameter in policy.parameters():
-        parameter.data = parameter.data.flip(-1)
-
-
-def full_weights(policy, dtype):
-    """Yield (name, whole tensor) for every parameter, one at a time, so that a second model never exists.
-
-    A tied output head is not listed twice: it is the embedding. A sharded tensor is cast before it is
-    gathered, which halves what travels in bfloat16. To gather is a collective: all ranks walk this in step.
-    """
-    for name, parameter in policy.named_parameters():
-        weight = parameter.detach().to(dtype)
-        yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        local.copy_(local.flip(-1))
 
 
 @torch.no_grad()

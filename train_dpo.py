@@ -29,7 +29,17 @@ from transformers.hf_argparser import HfArg
 from data import MixedIterator, load_held_out, load_sources
 from evaluate import validate
 from generate import check_engine, fit_tasks, load_generator, sample_ahead
-from model import TINY_MODEL, copy_weights, frozen_copy, init_ranks, load_policy, load_tokenizer, token_logps
+from model import (
+    TINY_MODEL,
+    checkpoint_activations,
+    clip_gradients,
+    copy_weights,
+    load_policy,
+    load_tokenizer,
+    shard,
+    token_logps,
+)
+from ranks import init_ranks, largest, mean, same_number, total
 from rewards import Scorer
 from run import (
     Coefficient,
@@ -40,7 +50,6 @@ from run import (
     Run,
     Stopwatch,
     by_task,
-    mean,
     one_line_errors,
     parse_flags,
     refuse_used,
@@ -115,6 +124,9 @@ class Config:
         default=None,
         help="Tokens in one forward and backward, padding included. Default: 16384 on a GPU, 2048 on a CPU.",
     )
+    activation_checkpointing: bool = HfArg(
+        default=False, help="Compute activations again in backward: less memory, a quarter more arithmetic."
+    )
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="transformers is slow, and for where vLLM does not install."
     )
@@ -185,7 +197,8 @@ def locate_pairs(pairs, rows):
     """
     row_of, pairs_of = {index: row for row, index in enumerate(rows)}, Counter(p for p, _, _ in pairs)
     here = [(row_of[c], row_of[r], 1 / pairs_of[p]) for p, c, r in pairs if c in row_of]
-    return tuple(torch.tensor(column) for column in zip(*here, strict=True))
+    chosen, rejected, weights = ([pair[i] for pair in here] for i in range(3))
+    return torch.tensor(chosen).long(), torch.tensor(rejected).long(), torch.tensor(weights)
 
 
 # --- The batch ---
@@ -195,9 +208,10 @@ def to_batch(rollouts, device):
     """Rollouts as right-padded tensors: input_ids (B, T), response_mask (B, T), old_logps (B, T).
 
     The mask is made from lengths, so a response's own stop token is trained even where padding has the same
-    id.
+    id. No rollouts make a row of padding alone, whose mask is 0.
     """
-    rows, longest = len(rollouts), max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+    rows = max(1, len(rollouts))
+    longest = max((len(r.prompt_ids) + len(r.response_ids) for r in rollouts), default=2)
     input_ids = torch.zeros(rows, longest, dtype=torch.long)
     response_mask = torch.zeros(rows, longest)
     old_logps = torch.zeros(rows, longest)
@@ -233,10 +247,11 @@ def main(args=None):
     # --- Set up ---
     config = parse_flags(Config, args)
     with one_line_errors():
-        refuse_used(config.run_dir)
         if config.samples_per_prompt < 2:
             raise ValueError("--samples-per-prompt 1: a pair takes at least 2")
         rank, world, device = init_ranks()
+        if rank == 0:
+            refuse_used(config.run_dir)
         config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
         check_engine(config.engine)
@@ -254,14 +269,17 @@ def main(args=None):
     dtype = getattr(torch, config.dtype)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
     generator = load_generator(config.engine, config.model, dtype, device, max_model_len, config.own_process)
-    policy = load_policy(config.model, device)
-    reference = frozen_copy(policy)
+    policy = load_policy(config.model)
+    if config.activation_checkpointing:
+        checkpoint_activations(policy)
+    policy = shard(policy, device, dtype)
+    reference = shard(load_policy(config.model).requires_grad_(False), device, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
-    run = Run(config.run_dir, config)
+    run = Run(config.run_dir, config, rank)
     sampled = deque()  # the batches of the coming steps, never past the next sync
 
     tokens_so_far, seconds_so_far = 0, 0.0
-    progress = tqdm(range(config.steps), desc="train_dpo", disable=rank > 0)
+    progress = tqdm(range(config.steps), desc="train_dpo")
     for step in progress:
         watch = Stopwatch()
 
@@ -269,7 +287,7 @@ def main(args=None):
         sync_gap = None
         with watch("sync_s"):
             if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
-                sync_gap = sync(policy, generator, step)
+                sync_gap = largest([sync(policy, generator, step)])
             if step % config.sync_ref_every == 0:
                 copy_weights(policy, reference)
 
@@ -293,8 +311,9 @@ def main(args=None):
         # --- Pair: prompt p's responses are rollouts p * G to p * G + G - 1 ---
         lengths = [len(r.response_ids) for r in rollouts]  # P * G
         G = config.samples_per_prompt
-        rng, pairs = random.Random(f"pairs/{config.seed}/{step}"), []
+        pairs = []
         for p, (prompt, _) in enumerate(batch):
+            rng = random.Random(f"pairs/{config.seed}/{step}/{prompt.id}")  # whatever rank the prompt is on
             how = "bestworst" if prompt.task == "chat" else config.pairing
             picked = pick_pairs(rewards[p : p + 1], how, rng)
             pairs += [(p, p * G + chosen, p * G + rejected) for _, chosen, rejected in picked]
@@ -305,15 +324,17 @@ def main(args=None):
         advantages = group_advantages(rewards).flatten().to(device)  # (P * G,)
 
         # --- Learn: one optimizer step on the mean loss over the prompts that have a pair ---
-        all_rows = sum(len(group) for group in groups)
-        all_tokens = sum(lengths[i] for group in groups for i in group)
         seen = defaultdict(list)  # what the forwards showed, one number a pair or a token
         loss_shares = torch.zeros(len(rollouts))  # (P * G,), each pair's, at its chosen response
         with watch("train_s"):
-            for rows in micro_batches(groups, rollouts, config.micro_batch_tokens):
+            all_groups, all_rows = total([len(groups)]), total(len(group) for group in groups)
+            all_tokens = total(lengths[i] for group in groups for i in group)
+            # Where rows is [], a forward is made for the other ranks' sake: what is taken by rows is then
+            # empty, and adds 0 to sums (a mean would be NaN).
+            for rows in same_number(micro_batches(groups, rollouts, config.micro_batch_tokens)):
                 input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
                 chosen, rejected, weights = (x.to(device) for x in locate_pairs(pairs, rows))  # (N,) each
-                n_tokens = mask.sum(-1)  # (B,)
+                n_tokens = mask.sum(-1).clamp(min=1)  # (B,)
                 with autocast:
                     logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
                     with torch.no_grad():
@@ -328,7 +349,7 @@ def main(args=None):
                 grpo = grpo_loss(logps, old_logps, advantages[rows], mask, clip_low=0.2, clip_high=0.2)
                 pair_losses = weights * (dpo + config.nll_coef * nll)  # (N,)
                 loss = (
-                    pair_losses.sum() / len(groups)
+                    pair_losses.sum() / all_groups
                     - config.entropy_coef * entropy.sum() / all_tokens
                     + config.grpo_coef * grpo.sum() / all_rows
                 )
@@ -339,28 +360,28 @@ def main(args=None):
                 seen["logp_gap"] += log_ratio.abs().tolist()
                 seen["policy_entropy"] += entropy.detach()[mask.bool()].tolist()
                 seen["loss"].append(loss.item())
-                loss_shares.index_add_(0, torch.tensor(rows)[chosen.cpu()], pair_losses.detach().cpu())
+                rows_of_pairs = torch.tensor(rows, dtype=torch.long)[chosen.cpu()]
+                loss_shares.index_add_(0, rows_of_pairs, pair_losses.detach().cpu())
                 seen["chosen_logp"] += logps.sum(-1)[chosen].tolist()
                 seen["rejected_logp"] += logps.sum(-1)[rejected].tolist()
                 seen["margin"] += (ours - refs)[chosen].sub((ours - refs)[rejected]).tolist()
-            if groups:
-                grad_norm = torch.nn.utils.clip_grad_norm_(
-                    policy.parameters(), config.grad_clip, error_if_nonfinite=True
-                ).item()
+            if all_groups:
+                grad_norm = clip_gradients(policy, config.grad_clip)
                 optimizer.step()
                 optimizer.zero_grad()
 
         # --- Record: README defines every key; None where a step has nothing to measure ---
-        tokens_so_far, seconds_so_far = tokens_so_far + sum(lengths), seconds_so_far + watch.total()
+        tokens = int(total(lengths))
+        tokens_so_far, seconds_so_far = tokens_so_far + tokens, seconds_so_far + watch.total()
         has_pair = [min(group) < max(group) for group in rewards.tolist() for _ in group]  # P * G
         verified = [i for i, prompt in enumerate(asked) if prompt.task == "math"]
         metrics = {
             "step": step,
-            "loss": sum(seen["loss"]) if groups else None,
+            "loss": total(seen["loss"]) if all_groups else None,
             "reward": mean(scores),
             "staleness": staleness,
             "logp_gap": mean(seen["logp_gap"]) if staleness == 0 else None,
-            "logp_gap_max": max(seen["logp_gap"], default=None) if staleness == 0 else None,
+            "logp_gap_max": largest(seen["logp_gap"]) if staleness == 0 else None,
             "sync_gap": sync_gap,
             "pair_frac": mean(has_pair),
             "length": mean(lengths),
@@ -375,9 +396,9 @@ def main(args=None):
             "rejected_logp": mean(seen["rejected_logp"]),
             "chosen_length": mean(lengths[chosen] for _, chosen, _ in pairs),
             "rejected_length": mean(lengths[rejected] for _, _, rejected in pairs),
-            "grad_norm": grad_norm if groups else None,
+            "grad_norm": grad_norm if all_groups else None,
             **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
-            "tokens": sum(lengths),
+            "tokens": tokens,
             "tokens_per_s": tokens_so_far / seconds_so_far,
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),
             **watch.seconds,  # sync_s, generate_s, score_s, train_s
@@ -391,7 +412,7 @@ def main(args=None):
         measured = held_out and ((step + 1) % config.eval_every == 0 or last)
         if (step + 1) % config.save_every == 0 or measured or last:
             checkpoint = run.export(policy, tokenizer, step + 1)
-        if measured:
+        if measured and rank == 0:
             validate(checkpoint, held_out, config)
 
     scorer.close()

@@ -27,7 +27,17 @@ from transformers.hf_argparser import HfArg
 from data import MixedIterator, load_held_out, load_sources
 from evaluate import validate
 from generate import check_engine, fit_tasks, load_generator, sample_ahead
-from model import TINY_MODEL, copy_weights, frozen_copy, init_ranks, load_policy, load_tokenizer, token_logps
+from model import (
+    TINY_MODEL,
+    checkpoint_activations,
+    clip_gradients,
+    copy_weights,
+    load_policy,
+    load_tokenizer,
+    shard,
+    token_logps,
+)
+from ranks import init_ranks, largest, mean, same_number, total
 from rewards import Scorer
 from run import (
     Coefficient,
@@ -39,7 +49,6 @@ from run import (
     Share,
     Stopwatch,
     by_task,
-    mean,
     one_line_errors,
     parse_flags,
     refuse_used,
@@ -107,6 +116,9 @@ class Config:
     micro_batch_tokens: Count | None = HfArg(
         default=None,
         help="Tokens in one forward and backward, padding included. Default: 16384 on a GPU, 2048 on a CPU.",
+    )
+    activation_checkpointing: bool = HfArg(
+        default=False, help="Compute activations again in backward: less memory, a quarter more arithmetic."
     )
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="transformers is slow, and for where vLLM does not install."
@@ -182,20 +194,20 @@ def kl_estimate(logps, ref_logps):
     return log_ratio.exp() - 1 - log_ratio
 
 
-def token_weights(lengths, how, max_new_tokens):
-    """What each token of a response weighs in the loss of a step: lengths (B,) of all its responses -> (B,).
+def token_weights(lengths, how, max_new_tokens, rows, tokens):
+    """What each token of a response weighs in the loss of a step: lengths (B,) of responses -> (B,).
 
     token: 1 / (tokens of the step): each token counts the same, long responses more (Yu et al. 2025, DAPO,
     within a group; over the batch in TRL and here).
     sequence: 1 / (B * length): each response counts the same, so a token of a long one less, and long wrong
     ones are punished less (Shao et al. 2024, the original GRPO).
     constant: 1 / (B * max_new_tokens): the gradient of the expected reward (Liu et al. 2025, Dr. GRPO).
-    max_new_tokens is a number, or (B,) where tasks differ.
+    max_new_tokens is a number, or (B,) where tasks differ. rows, tokens: of the whole step, over all ranks.
     """
     divisor = {
-        "token": lengths.sum().expand_as(lengths),
-        "sequence": len(lengths) * lengths,
-        "constant": len(lengths) * max_new_tokens * torch.ones_like(lengths),
+        "token": tokens * torch.ones_like(lengths),
+        "sequence": rows * lengths,
+        "constant": rows * max_new_tokens * torch.ones_like(lengths),
     }[how]
     return 1 / divisor
 
@@ -207,9 +219,10 @@ def to_batch(rollouts, device):
     """Rollouts as right-padded tensors: input_ids (B, T), response_mask (B, T), old_logps (B, T).
 
     The mask is made from lengths, so a response's own stop token is trained even where padding has the same
-    id.
+    id. No rollouts make a row of padding alone, whose mask is 0.
     """
-    rows, longest = len(rollouts), max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+    rows = max(1, len(rollouts))
+    longest = max((len(r.prompt_ids) + len(r.response_ids) for r in rollouts), default=2)
     input_ids = torch.zeros(rows, longest, dtype=torch.long)
     response_mask = torch.zeros(rows, longest)
     old_logps = torch.zeros(rows, longest)
@@ -245,12 +258,13 @@ def main(args=None):
     # --- Set up ---
     config = parse_flags(Config, args)
     with one_line_errors():
-        refuse_used(config.run_dir)
         if config.tis_cap < 1:
             raise ValueError(f"--tis-cap {config.tis_cap:g}: a cap below 1 would shrink fresh tokens, too")
         if config.samples_per_prompt < 2:
             raise ValueError("--samples-per-prompt 1: a group takes at least 2")
         rank, world, device = init_ranks()
+        if rank == 0:
+            refuse_used(config.run_dir)
         config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
         check_engine(config.engine)
@@ -276,10 +290,13 @@ def main(args=None):
     dtype = getattr(torch, config.dtype)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
     generator = load_generator(config.engine, config.model, dtype, device, max_model_len, config.own_process)
-    policy = load_policy(config.model, device)
-    reference = frozen_copy(policy)
+    policy = load_policy(config.model)
+    if config.activation_checkpointing:
+        checkpoint_activations(policy)
+    policy = shard(policy, device, dtype)
+    reference = shard(load_policy(config.model).requires_grad_(False), device, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
-    run = Run(config.run_dir, config)
+    run = Run(config.run_dir, config, rank)
     low, high = {  # the bounds of a token's ratio; what lies outside is counted as bound_frac
         "none": (0, math.inf),
         "clip": (1 - config.clip_low, 1 + config.clip_high),
@@ -288,7 +305,7 @@ def main(args=None):
     sampled = deque()  # the batches of the coming steps, never past the next sync
 
     tokens_so_far, seconds_so_far = 0, 0.0
-    progress = tqdm(range(config.steps), desc="train_grpo", disable=rank > 0)
+    progress = tqdm(range(config.steps), desc="train_grpo")
     for step in progress:
         watch = Stopwatch()
 
@@ -296,7 +313,7 @@ def main(args=None):
         sync_gap = None
         with watch("sync_s"):
             if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
-                sync_gap = sync(policy, generator, step)
+                sync_gap = largest([sync(policy, generator, step)])
             if step % config.sync_ref_every == 0:
                 copy_weights(policy, reference)
 
@@ -322,13 +339,17 @@ def main(args=None):
         groups = [[i] for i in range(len(rollouts))]  # nothing ties responses together from here on
         lengths = [len(r.response_ids) for r in rollouts]  # P * G
         limits = torch.tensor([config.max_new_tokens.of(prompt.task) for prompt in asked], device=device)
-        weights = token_weights(torch.tensor(lengths, device=device), config.normalize, limits)  # (P * G,)
 
         # --- Learn: one optimizer step on the weighted sum over all response tokens ---
         seen = defaultdict(list)  # what the forwards showed, one number a token
         loss_shares = torch.zeros(len(rollouts))  # (P * G,), each response's, absolute
         with watch("train_s"):
-            for rows in micro_batches(groups, rollouts, config.micro_batch_tokens):
+            all_groups, all_tokens = total([len(groups)]), total(lengths)
+            here = torch.tensor(lengths, device=device)  # (P * G,)
+            weights = token_weights(here, config.normalize, limits, all_groups, all_tokens)  # (P * G,)
+            # Where rows is [], a forward is made for the other ranks' sake: what is taken by rows is then
+            # empty, and adds 0 to sums (a mean would be NaN).
+            for rows in same_number(micro_batches(groups, rollouts, config.micro_batch_tokens)):
                 input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
                 with autocast:
                     logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
@@ -353,24 +374,23 @@ def main(args=None):
                 seen["policy_entropy"] += entropy.detach()[mask.bool()].tolist()
                 seen["loss"].append(loss.item())
                 loss_shares[rows] = losses.detach().abs().sum(-1).cpu()
-            if groups:
-                grad_norm = torch.nn.utils.clip_grad_norm_(
-                    policy.parameters(), config.grad_clip, error_if_nonfinite=True
-                ).item()
+            if all_groups:
+                grad_norm = clip_gradients(policy, config.grad_clip)
                 optimizer.step()
                 optimizer.zero_grad()
 
         # --- Record: README defines every key; None where a step has nothing to measure ---
-        tokens_so_far, seconds_so_far = tokens_so_far + sum(lengths), seconds_so_far + watch.total()
+        tokens = int(total(lengths))
+        tokens_so_far, seconds_so_far = tokens_so_far + tokens, seconds_so_far + watch.total()
         has_pair = [min(group) < max(group) for group in rewards.tolist() for _ in group]  # P * G
         verified = [i for i, prompt in enumerate(asked) if prompt.task == "math"]
         metrics = {
             "step": step,
-            "loss": sum(seen["loss"]) if groups else None,
+            "loss": total(seen["loss"]) if all_groups else None,
             "reward": mean(scores),
             "staleness": staleness,
             "logp_gap": mean(seen["logp_gap"]) if staleness == 0 else None,
-            "logp_gap_max": max(seen["logp_gap"], default=None) if staleness == 0 else None,
+            "logp_gap_max": largest(seen["logp_gap"]) if staleness == 0 else None,
             "sync_gap": sync_gap,
             "pair_frac": mean(has_pair),
             "length": mean(lengths),
@@ -381,11 +401,11 @@ def main(args=None):
             "policy_entropy": mean(seen["policy_entropy"]),
             "kl_ref": mean(seen["kl_ref"]),
             "ratio": mean(seen["ratio"]),
-            "ratio_max": max(seen["ratio"]),
+            "ratio_max": largest(seen["ratio"]),
             "bound_frac": mean(not low <= ratio <= high for ratio in seen["ratio"]),
-            "grad_norm": grad_norm if groups else None,
+            "grad_norm": grad_norm if all_groups else None,
             **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
-            "tokens": sum(lengths),
+            "tokens": tokens,
             "tokens_per_s": tokens_so_far / seconds_so_far,
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),
             **watch.seconds,  # sync_s, generate_s, score_s, train_s
@@ -399,7 +419,7 @@ def main(args=None):
         measured = held_out and ((step + 1) % config.eval_every == 0 or last)
         if (step + 1) % config.save_every == 0 or measured or last:
             checkpoint = run.export(policy, tokenizer, step + 1)
-        if measured:
+        if measured and rank == 0:
             validate(checkpoint, held_out, config)
 
     scorer.close()

@@ -35,6 +35,10 @@ if [ "${1:-}" != --one ]; then
 fi
 
 read -r name command <<<"$2" # a line, from xargs
+if [ -z "$name" ] || [ -z "$command" ]; then # of which rm would take all runs for one
+  echo "run.sh: a line is NAME SCRIPT FLAGS, not '$2'" >&2
+  exit 255
+fi
 run=runs/$name kept=results/$name
 fail() { # 255: xargs starts no more
   echo "$name: $1" >&3
@@ -45,6 +49,7 @@ if [ -e "$kept/command.txt" ]; then
   [ "$(cat "$kept/command.txt")" = "$command" ] || fail "$kept was made by another command; delete it"
   exit
 fi
+[ -z "$(find "$kept" -mindepth 2 -name command.txt 2>/dev/null)" ] || fail "$kept holds other runs"
 mkdir -p "$(dirname "$run")"
 exec 9>"$run.lock" # held as long as any process of the run lives
 flock -n 9 || fail "is being made by another process"

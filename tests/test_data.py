@@ -353,13 +353,6 @@ def test_repeated_problems_are_dropped(tmp_path, capsys):
     assert "2 prompts from 4 rows, dropped: repeated 1, no answer 1; the first" in line and "line 4" in line
 
 
-def test_one_rank_prints(tmp_path, monkeypatch, capsys):
-    """Prevents every count eight times under torchrun. Break: no `not quiet`."""
-    monkeypatch.setenv("RANK", "1")
-    load_prompts(write_rows(tmp_path / "a.jsonl", numbered(2) * 2))
-    assert capsys.readouterr().out == ""
-
-
 def test_tiny_reads_its_split(tmp_path, monkeypatch):
     """Prevents training on the test file. Break: `train` for every part; train not the default."""
     monkeypatch.setattr(data, "TINY", {"math": tmp_path})

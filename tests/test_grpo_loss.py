@@ -175,11 +175,14 @@ def test_equal_rewards_leave_the_model_alone(policy, scale):
 
 
 def test_token_weights_by_hand():
-    """A normaliser under another's name. Breaks: swap two names; leave out len(lengths); mean() for sum().
+    """A normaliser under another's name. Breaks: swap two names; leave out rows; lengths.sum() for tokens.
 
     Four responses of 1, 2, 2 and 5 tokens, 10 together; at most 20 each.
     """
-    lengths = torch.tensor([1, 2, 2, 5])
-    assert token_weights(lengths, "token", 20).tolist() == pytest.approx([0.1] * 4)
-    assert token_weights(lengths, "sequence", 20).tolist() == pytest.approx([1 / 4, 1 / 8, 1 / 8, 1 / 20])
-    assert token_weights(lengths, "constant", 20).tolist() == pytest.approx([1 / 80] * 4)
+    lengths, step = torch.tensor([1, 2, 2, 5]), {"rows": 4, "tokens": 10}
+    assert token_weights(lengths, "token", 20, **step).tolist() == pytest.approx([0.1] * 4)
+    by_sequence = token_weights(lengths, "sequence", 20, **step).tolist()
+    assert by_sequence == pytest.approx([1 / 4, 1 / 8, 1 / 8, 1 / 20])
+    assert token_weights(lengths, "constant", 20, **step).tolist() == pytest.approx([1 / 80] * 4)
+    half = token_weights(lengths[:2], "token", 20, **step)  # another rank has the other two
+    assert half.tolist() == pytest.approx([0.1] * 2)

@@ -103,7 +103,8 @@ def test_grpo(name):
     case = GRPO[name]
     flags = case["ours"]
     advantages = group_advantages(REWARDS, flags["advantage_scale"]).flatten()  # (P * G,)
-    weights = token_weights(LENGTHS, flags["normalize"], SETTINGS["max_new_tokens"])  # (P * G,)
+    step = {"rows": len(LENGTHS), "tokens": LENGTHS.sum()}
+    weights = token_weights(LENGTHS, flags["normalize"], SETTINGS["max_new_tokens"], **step)  # (P * G,)
 
     def loss_of(rows, mask, logps, ref_logps, old_logps, entropy):
         A = advantages[rows]  # (B,)

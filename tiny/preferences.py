@@ -24,7 +24,7 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tiny/ is there
 
-from model import load_tokenizer  # noqa: E402
+from model import load_config, load_tokenizer  # noqa: E402
 from rewards import RewardModel  # noqa: E402
 from run import Count, Positive, one_line_errors, parse_flags  # noqa: E402
 
@@ -37,7 +37,7 @@ class Config:
     )
     out: str = HfArg(default="models/smollm2_reward", help="Folder for the reward model.")
     layers: Count = HfArg(default=6, help="How many of the model's layers to keep.")
-    pairs: Count = HfArg(default=800, help="Pairs to train on, once each.")
+    pairs: Count = HfArg(default=600, help="Pairs to train on, once each.")
     held_out: Count = HfArg(default=300, help="Pairs to measure it on.")
     batch: Count = HfArg(default=16, help="Pairs in a step.")
     lr: Positive = HfArg(default=5e-5, help="Learning rate at the start; it falls to 0.")
@@ -123,7 +123,11 @@ def pairwise_accuracy(reward_model: RewardModel, pairs: list[tuple[list, list]])
 def main(args=None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
-        tokenizer = load_tokenizer(config.model)
+        tokenizer, depth = load_tokenizer(config.model), load_config(config.model).num_hidden_layers
+        if config.layers > depth:
+            raise ValueError(f"--layers {config.layers}: {config.model} has {depth}")
+        if config.pairs < config.batch:
+            raise ValueError(f"--pairs {config.pairs}: less than one --batch of {config.batch}")
         pairs = load_pairs(config)
     train(config, tokenizer, pairs[: config.pairs])
     held_out = pairs[config.pairs :]

@@ -1,0 +1,198 @@
+"""What a run would take, before money is spent: memory, traffic, arithmetic and time, from a config alone.
+
+    python plan.py --model meta-llama/Llama-3.1-8B-Instruct --ranks 32 --generators 8 --max-new-tokens 2048
+    python plan.py --model tiny/llama --device-tflops 0.05 --device-gb 8 --bandwidth 20 --dtype float32
+
+The model is made on torch's meta device, which has shapes and no numbers. What a forward keeps for backward
+is counted there, by asking autograd; the rest is the arithmetic written out below. What a machine really
+reaches (--mfu, --bandwidth-share) are assumptions: measure yours (the metrics train_s and generate_s).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.hf_argparser import HfArg
+
+from model import LOGITS_AT_ONCE, TINY_MODEL, blocks_of, checkpoint_activations, load_config
+from run import Coefficient, Count, Every, Positive, Share, one_line_errors, parse_flags
+
+GB = 1e9
+COPIES_OF_LOGITS = 5  # float32 tensors as large as a chunk of logits, at the peak of its backward (model.py)
+
+
+@dataclass
+class Config:
+    model: str = HfArg(default=TINY_MODEL, help="A checkpoint's folder or Hub name: only its config is read.")
+    algorithm: Literal["dpo", "grpo"] = HfArg(default="dpo", help="DPO trains on pairs, GRPO on all samples.")
+    sync_every: Every = HfArg(default=Every(1), help="The dial.")
+    ranks: Count = HfArg(default=1, help="Training processes, one a device.")
+    generators: int = HfArg(default=0, help="Devices that only generate; 0: the ranks' own do both.")
+    prompts_per_step: Count = HfArg(default=64, help="P, over all ranks.")
+    samples_per_prompt: Count = HfArg(default=8, help="G.")
+    pair_frac: Share = HfArg(default=0.6, help="DPO: share of the prompts that give a pair.")
+    prompt_tokens: Count = HfArg(default=200, help="A prompt's mean length.")
+    response_tokens: Count = HfArg(default=500, help="A response's mean length.")
+    max_new_tokens: Count = HfArg(default=2048, help="A response's largest length: the batch waits for it.")
+    micro_batch_tokens: Count = HfArg(default=16384, help="As in the train scripts.")
+    activation_checkpointing: bool = HfArg(default=False, help="As in the train scripts.")
+    dtype: Literal["float32", "bfloat16"] = HfArg(default="bfloat16", help="Of forwards, and of the engine.")
+    device_gb: Positive = HfArg(default=141.0, help="Memory of a device; the default is an H200's, as below.")
+    device_tflops: Positive = HfArg(default=989.0, help="Its peak in that dtype, dense.")
+    bandwidth: Positive = HfArg(default=4800.0, help="Of its memory, GB/s.")
+    link: Positive = HfArg(default=50.0, help="Between devices, GB/s each way.")
+    mfu: Share = HfArg(default=0.4, help="Share of the peak that training reaches.")
+    bandwidth_share: Share = HfArg(default=0.6, help="Share of the bandwidth that decoding reaches.")
+    engine_gb: Coefficient = HfArg(default=0.0, help="Memory set aside for an engine on a rank's own device.")
+
+
+def meta_model(config, dtype):
+    """The model of a transformers config, without numbers."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def saved_for_backward(model, tokens):
+    """Bytes that a forward of token_logps over so many tokens keeps for backward, weights not counted.
+
+    In rows of two tokens: on this device attention keeps a T x T matrix a row, which the kernels used in
+    training do not, and at T = 2 it is as good as nothing. The mask is given, for to make one the model would
+    look at numbers.
+    """
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept = {}  # storage's address: the storage, so that no other can get its address
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    ids = torch.zeros(tokens // 2, 2, dtype=torch.long, device="meta")
+    mask = torch.zeros(1, 1, 2, 2, dtype=model.dtype, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    kept[hidden.untyped_storage()._cdata] = hidden.untyped_storage()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def count(model):
+    """Numbers of weights: {"all", "blocks", "a block", "head"}; a tied head is the embedding."""
+    blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
+    return {
+        "all": sum(parameter.numel() for parameter in model.parameters()),
+        "blocks": sum(blocks),
+        "a block": max(blocks),
+        "head": model.get_output_embeddings().weight.numel(),
+    }
+
+
+def memory(config, model, weights):
+    """Bytes on each training rank, {what: bytes}, at the peak: in backward of a step's last micro-batch."""
+    size = 4 if config.dtype == "float32" else 2
+    share = weights["all"] / config.ranks
+    outside = weights["all"] - weights["blocks"]
+    chunk = min(LOGITS_AT_ONCE, config.micro_batch_tokens * model.config.get_text_config().vocab_size)
+    held = {
+        "master weights (float32)": 4 * share,
+        "gradients (float32)": 4 * share,
+        "Adam's two moments (float32)": 8 * share,
+        "reference (float32)": 4 * share,
+        "activations of a micro-batch": saved_for_backward(model, config.micro_batch_tokens),
+        "logits, a chunk at a time": COPIES_OF_LOGITS * 4 * chunk,
+    }
+    if config.ranks > 1:  # a block and the next one, the weights outside of blocks, and a block's gradient
+        held["gathered weights"] = size * (2 * weights["a block"] + outside) + (size + 4) * weights["a block"]
+    elif config.dtype == "bfloat16":
+        held["bfloat16 copies (autocast)"] = 2 * weights["all"]
+    if config.engine_gb:
+        held["engine"] = config.engine_gb * GB
+    return held
+
+
+def head_dim(text):
+    """The size of an attention head, of a text model's config."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def forward_flops(model, weights, rows, prompt, response):
+    """Floating-point operations of a forward over rows of prompt + response tokens, two a multiply-add."""
+    text = model.config.get_text_config()
+    width, tokens = text.num_attention_heads * head_dim(text), prompt + response
+    attention = 2 * text.num_hidden_layers * width * tokens**2  # causal: half of 4 T^2 D a layer
+    return rows * (2 * weights["blocks"] * tokens + 2 * weights["head"] * response + attention)
+
+
+def step_costs(config, model, weights):
+    """What a step does: sequences trained, FLOPs, bytes that a sync moves, and seconds a phase."""
+    text = model.config.get_text_config()
+    P, G, size = config.prompts_per_step, config.samples_per_prompt, 4 if config.dtype == "float32" else 2
+    trained = 2 * P * config.pair_frac if config.algorithm == "dpo" else P * G
+    forward = forward_flops(model, weights, trained, config.prompt_tokens, config.response_tokens)
+    # Backward costs two forwards; the reference's is one; with activation checkpointing there is one more.
+    flops = forward * (1 + 2 + 1 + config.activation_checkpointing)
+    train_s = flops / (config.ranks * config.device_tflops * 1e12 * config.mfu)
+
+    engines = config.generators or config.ranks
+    ahead = min(config.sync_every, 10)  # --ahead's default: so many steps are sampled together
+    rows = P * G * ahead / engines
+    kv_bytes = 2 * size * text.num_hidden_layers * text.num_key_value_heads * head_dim(text)  # of a token
+    read = size * weights["all"] * config.max_new_tokens  # the weights, once for each token of the longest
+    mean_length = config.prompt_tokens + config.response_tokens / 2
+    read += rows * config.response_tokens * kv_bytes * mean_length
+    by_bandwidth = read / (config.bandwidth * 1e9 * config.bandwidth_share)
+    prompt_flops = forward_flops(model, weights, rows / G, config.prompt_tokens, 0)
+    decode_flops = forward_flops(model, weights, rows, 0, config.response_tokens)
+    by_arithmetic = (prompt_flops + decode_flops) / (config.device_tflops * 1e12 * config.mfu)
+    generate_s = max(by_bandwidth, by_arithmetic) / ahead
+
+    sync_bytes = size * weights["all"]
+    sync_s = sync_bytes / (config.link * 1e9) / config.sync_every
+    together = config.generators and config.sync_every > 1  # a part of the window waits while one is sampled
+    step_s = sync_s + (max(train_s, generate_s) if together else train_s + generate_s)
+    return {
+        "sequences": trained,
+        "flops": flops,
+        "sync_bytes": sync_bytes,
+        "train_s": train_s,
+        "generate_s": generate_s,
+        "sync_s": sync_s,
+        "step_s": step_s,
+    }
+
+
+def main(args=None):
+    config = parse_flags(Config, args)
+    with one_line_errors():
+        if config.generators < 0:
+            raise ValueError(f"--generators {config.generators}: 0 or more")
+        if config.prompts_per_step % config.ranks:
+            raise ValueError(f"--prompts-per-step {config.prompts_per_step}: not a multiple of --ranks")
+        model = meta_model(load_config(config.model), getattr(torch, config.dtype))
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    weights = count(model)
+    held, costs = memory(config, model, weights), step_costs(config, model, weights)
+
+    print(f"{config.model}: {weights['all'] / 1e9:.3g} billion weights, {config.dtype}")
+    print(f"\nMemory of each of the {config.ranks} training ranks, GB of {config.device_gb:g}")
+    for what, size in held.items():
+        print(f"  {what:32} {size / GB:8.3g}")
+    peak = sum(held.values()) / GB
+    remedies = "more ranks, fewer --micro-batch-tokens, or --activation-checkpointing"
+    print(f"  {'peak':32} {peak:8.3g}" + ("" if peak < config.device_gb else f": does not fit; {remedies}"))
+    where = f"{config.generators} devices of their own" if config.generators else "the ranks' devices"
+    print(f"\nA step of {config.algorithm}, --sync-every {config.sync_every:g}, generation on {where}")
+    print(f"  {'sequences trained':32} {costs['sequences']:8.0f}")
+    print(f"  {'training, TFLOP':32} {costs['flops'] / 1e12:8.3g}")
+    print(f"  {'training, s':32} {costs['train_s']:8.3g}   at {100 * config.mfu:g} % of the peak")
+    share = 100 * config.bandwidth_share
+    print(f"  {'generation, s':32} {costs['generate_s']:8.3g}   at {share:g} % of the bandwidth")
+    print(f"  {'sync, GB to each engine':32} {costs['sync_bytes'] / GB:8.3g}")
+    print(f"  {'sync, s, spread over its steps':32} {costs['sync_s']:8.3g}")
+    print(f"  {'step, s':32} {costs['step_s']:8.3g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The ranks of a run, the processes that torchrun starts: how they meet, and what they count together.
+
+Every rank samples, scores and learns from its own slice of a step's prompts. So whatever is divided by the
+whole step, and whatever is reported of it, is added up over the ranks first. These functions are collectives:
+all ranks call them, in the same order.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from functools import partialmethod
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+# While one rank generates its last long response, or measures a checkpoint, the others wait in a collective.
+# A rank that died is not waited for so long: torchrun ends the others.
+PATIENCE = timedelta(hours=2)
+
+
+def init_ranks():
+    """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world, device)."""
+    if not dist.is_initialized() and "LOCAL_RANK" in os.environ:
+        # Each rank sees one GPU, its own: an engine takes the first that it sees, and so does FSDP after it.
+        # Before anything asks for GPUs, since that is when they are counted.
+        local, seen = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[local] if seen else str(local)
+    on_gpu = torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    if dist.is_initialized():
+        pass  # a notebook, or a test, that calls main() again
+    elif "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if dist.get_rank() > 0:  # what a run says, and how far it is, is shown once; errors of any rank are shown
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    return dist.get_rank(), dist.get_world_size(), torch.device("cuda:0" if on_gpu else "cpu")
+
+
+def world_size():
+    """The number of ranks; 1 where none were started."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _reduce(numbers, operation):
+    """Each of some numbers, reduced over all ranks."""
+    tensor = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so by gloo, whatever gradients go by
+    if world_size() > 1:
+        dist.all_reduce(tensor, operation)
+    return tensor.tolist()
+
+
+def total(values):
+    """The sum of all ranks' values."""
+    return _reduce([sum(values)], dist.ReduceOp.SUM)[0]
+
+
+def mean(values):
+    """The mean of all ranks' values; None where no rank has any."""
+    values = list(values)
+    added, count = _reduce([sum(values), len(values)], dist.ReduceOp.SUM)
+    return added / count if count else None
+
+
+def largest(values):
+    """The largest of all ranks' values; None where no rank has any."""
+    (value,) = _reduce([max(values, default=-torch.inf)], dist.ReduceOp.MAX)
+    return None if value == -torch.inf else value
+
+
+def from_first(compute):
+    """What compute() gives on rank 0, on every rank: for a decision that could fall otherwise on another."""
+    if world_size() == 1:
+        return compute()
+    box = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def same_number(batches):
+    """A list of batches as long as the longest of any rank: [] stands for one that this rank has not.
+
+    A sharded model's weights are gathered from all ranks at every forward, so a rank that did one less would
+    leave the others waiting for it. What an empty batch computes must weigh nothing.
+    """
+    batches = list(batches)
+    return batches + [[]] * int(largest([len(batches)]) - len(batches))

@@ -1,0 +1,126 @@
+"""Two ranks against one, on the same global batches: the same numbers, and the same weights at the end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from run import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+# Two prompts a step, six responses each: prompts whose responses are all wrong are common, so there are
+# steps where one rank has no pair, and steps where none has. Micro-batches of two or three responses.
+SMALL = "--data tiny@validation --steps 8 --prompts-per-step 2 --samples-per-prompt 6 --max-new-tokens 24"
+SMALL += " --lr 1e-3 --sync-every 3 --micro-batch-tokens 150 --engine transformers"
+MIXED = "--model tiny/chat --reward-model tiny/reward --prompts-per-step 4"
+MIXED += " --data math=tiny@validation chat=tiny@validation"
+TIMINGS = {"tokens_per_s", "sync_s", "generate_s", "score_s", "train_s", "step_s"}
+
+
+def torchrun(ranks, *command):
+    """Run a Python program on so many ranks; what it printed."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run([*launch, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def train(ranks, script, folder, flags):
+    """Run a train script on so many ranks; its metrics without timings, its last weights, what it printed."""
+    said = torchrun(ranks, script, "--run-dir", str(folder), *flags.split())
+    rows = [{key: row[key] for key in row if key not in TIMINGS} for row in read_metrics(folder)]
+    return rows, load_file(folder / "export" / str(len(rows)) / "model.safetensors"), said
+
+
+def assert_alike(one, two):
+    """The same metrics and weights, but for the order of float32 sums."""
+    (ours, weights, said), (theirs, sharded, said_by_two) = one, two
+    assert len(ours) == len(theirs) and said.count("\n") == said_by_two.count("\n")
+    for row, other in zip(ours, theirs, strict=True):
+        assert row.keys() == other.keys()
+        for key, value in row.items():
+            close = value if value is None else pytest.approx(value, rel=1e-3, abs=2e-5)
+            assert other[key] == close, (row["step"], key)
+    assert weights.keys() == sharded.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        ("train_dpo.py", "--grpo-coef 0.1 --entropy-coef 0.01 --length-normalize"),
+        ("train_grpo.py", f"--normalize sequence --kl-coef 0.1 --advantage-scale std {MIXED}"),
+    ],
+)
+def test_two_ranks_are_one(script, flags, tmp_path):
+    """Gradients that are averaged, or never meet; counts of one rank taken for the step's; a rank without a
+    pair that leaves the others waiting, or adds to the loss; a pair drawn otherwise because of its rank.
+
+    Breaks: no set_gradient_divide_factor; len(groups) for all_groups; no same_number; mean() of this rank
+    alone; len(lengths) for rows in token_weights; one random.Random for all pairs of a step.
+    """
+    one = train(1, script, tmp_path / "one", f"{SMALL} {flags}")
+    assert MIXED in flags or {row["pair_frac"] for row in one[0]} == {0.0, 0.5, 1.0}
+    assert_alike(one, train(2, script, tmp_path / "two", f"{SMALL} {flags}"))
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_with_vllm(tmp_path):
+    """Engines that wait for each other, or weights that are gathered in another order than they are read.
+    Break: in sync.py, iterate over reversed(list(full_weights(...))) on one rank."""
+    flags = SMALL.replace("transformers", "vllm")
+    one = train(1, "train_dpo.py", tmp_path / "one", flags)
+    assert_alike(one, train(2, "train_dpo.py", tmp_path / "two", flags))
+
+
+def test_checkpoints_of_two_ranks(tmp_path):
+    """A weight that only FSDP knows in what others are to load, or a checkpoint that two ranks measure while
+    one of them writes it. Breaks: leave out state_dict in run.py; no rank == 0 before validate()."""
+    lines = (ROOT / "tiny/problems/test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "problems.jsonl").write_text("".join(lines[:30]))
+    flags = (
+        f"{SMALL} --data {tmp_path}/problems.jsonl@train --model tiny/qwen3 --dtype bfloat16 --eval-every 8"
+    )
+    train(2, "train_dpo.py", tmp_path / "run", flags)  # Qwen3's embeddings are tied
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "run/best/math", output_loading_info=True)
+    assert not any(report.values())
+
+
+UNEQUAL = """
+import json, sys
+from ranks import init_ranks
+from rewards import RewardModel
+
+rank, world, device = init_ranks()
+conversations = json.loads(sys.argv[1])
+model = RewardModel("tiny/reward", batch_tokens=200)
+model.shard()
+mine = conversations[:1] if rank == 0 else conversations[1:]
+scores = model.score(mine if world == 2 else conversations)
+print(json.dumps(scores), file=sys.stderr if rank else sys.stdout, flush=True)
+"""
+
+
+def test_ranks_that_score_unequal_batches(tmp_path):
+    """A rank with fewer batches leaves the others waiting for its part of the reward model's weights.
+    Break: no same_number in RewardModel.score."""
+    turns = [{"role": "user", "content": "Describe the fox: its food."}]
+    answers = ["It eats mice. " * (1 + i % 7) for i in range(30)]
+    conversations = json.dumps([[*turns, {"role": "assistant", "content": text}] for text in answers])
+    (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{UNEQUAL}")
+    alone, first = (json.loads(torchrun(n, tmp_path / "program.py", conversations)) for n in (1, 2))
+    assert len(alone) == 30 and first == pytest.approx(alone[:1], abs=1e-4)
+
+
+def test_prompts_that_do_not_divide(tmp_path):
+    """Ranks with different shares. Break: drop the check in data.MixedIterator."""
+    with pytest.raises(
+        AssertionError, match="--prompts-per-step 3: 3 of a source, which 2 ranks cannot share"
+    ):
+        train(2, "train_dpo.py", tmp_path / "run", SMALL.replace("per-step 2", "per-step 3"))
