@@ -1,0 +1,97 @@
+"""Measure the peak memory of a training step beside what plan.py says it takes, on a CPU (Linux).
+
+    python bench/plan_memory.py        # a minute; the largest model takes 3 GB
+
+A step is two micro-batches of DPO, forward and backward, and Adam's update, after one such step has made
+gradients and moments. Each point is a fresh process whose C library gives freed tensors back at once; what
+counts is the peak of resident memory less what was held before the first weight was made.
+"""
+
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers.hf_argparser import HfArg
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
+
+import plan  # noqa: E402
+from bench.token_logps_memory import GB, resident  # noqa: E402
+from model import checkpoint_activations, token_logps  # noqa: E402
+from run import parse_flags, surroundings  # noqa: E402
+
+# (name, config, tokens of a micro-batch, activation checkpointing)
+SHAPE = {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
+SHAPE |= {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000}
+POINTS = [
+    ("Llama, untied", LlamaConfig, {**SHAPE, "tie_word_embeddings": False}, 2048, False),
+    ("the same, longer", LlamaConfig, {**SHAPE, "tie_word_embeddings": False}, 8192, False),
+    ("the same, checkpointing", LlamaConfig, {**SHAPE, "tie_word_embeddings": False}, 8192, True),
+    ("Qwen3, tied", Qwen3Config, {**SHAPE, "tie_word_embeddings": True}, 4096, False),
+]
+
+
+@dataclass
+class Config:
+    out: str = HfArg(default="results/plan/numbers.json", help="Where the numbers are written.")
+
+
+def planned(kind, shape, tokens, checkpointing):
+    """Bytes at the peak, by plan.memory."""
+    flags = plan.Config(dtype="float32", micro_batch_tokens=tokens, activation_checkpointing=checkpointing)
+    model = plan.meta_model(kind(**shape), torch.float32)
+    if checkpointing:
+        checkpoint_activations(model)
+    return sum(plan.memory(flags, model, plan.count(model)).values())
+
+
+def measured(kind, shape, tokens, checkpointing):
+    """Bytes at the peak of a step, in this fresh process."""
+    torch.zeros(8, 8) @ torch.zeros(8, 8)  # what the first operation loads is no model's
+    before = resident("VmRSS")
+    policy, reference = (AutoModelForCausalLM.from_config(kind(**shape)).eval() for _ in range(2))
+    reference.requires_grad_(False)
+    if checkpointing:
+        checkpoint_activations(policy)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
+    ids = torch.randint(shape["vocab_size"], (tokens // 256, 256))
+    for step in range(2):
+        if step == 1:
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+        for _ in range(2):
+            logps, entropy = token_logps(policy, ids, with_entropy=True)
+            with torch.no_grad():
+                ref_logps = token_logps(reference, ids)
+            ((logps - ref_logps).sum() + entropy.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return resident("VmHWM") - before
+
+
+def measured_fresh(*point):
+    """measured(*point) in a new process."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read when the process starts
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(measured, *point).result()
+
+
+def main(args=None):
+    config, rows = parse_flags(Config, args), []
+    for name, *point in POINTS:
+        said, was = planned(*point) / GB, measured_fresh(*point) / GB
+        rows.append({"model": name, "tokens": point[2], "planned_gb": said, "measured_gb": was})
+        print(
+            f"{name:24} {point[2]:6} tokens: planned {said:.2f} GB, measured {was:.2f} GB, {said / was:.2f}"
+        )
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.out).write_text(json.dumps({"points": rows, **surroundings()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
