@@ -367,8 +367,10 @@ def sample_ahead(generator, batches, steps, config):
     return list(sampled.values())
 
 
-def check_engine(engine):
-    """ValueError in one line if the engine is not installed here."""
+def check_engine(engine, own_process=False):
+    """ValueError in one line if the engine is not installed here, or cannot be run so."""
+    if own_process and world_size() > 1:
+        raise ValueError("--own-process: with one rank only; each would hold the whole model in memory twice")
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--engine vllm: vLLM is not installed here; use --engine transformers")
 
@@ -380,8 +382,6 @@ def load_generator(engine, path, dtype, device, max_model_len, own_process=False
     copy of the weights is then a copy in memory, one tensor at a time, and a small engine is ready in
     seconds.
     """
-    if own_process and world_size() > 1:
-        raise ValueError("--own-process: with one rank only: each would hold the whole model in memory twice")
     if engine == "transformers":
         return TransformersGenerator(path, dtype, device)
     context = load_config(path).max_position_embeddings

@@ -348,6 +348,7 @@ class RewardModel:
     classifier is not, and bfloat16 makes ties of scores that differ by less than 1 %.
     max_length: of a conversation, in tokens, by default the model's limit. A response is cut to fit it;
     `truncated` counts those over all calls.
+    Where there are several ranks it is sharded over them, and they score together.
     batch_tokens: of one forward, padding included; by default 16384 on a GPU, 2048 on a CPU, whose caches a
     larger one leaves (twice as slow).
     Raises ValueError, in one line, for a checkpoint or a conversation that cannot be scored.
@@ -356,10 +357,12 @@ class RewardModel:
     def __init__(self, path, device=None, dtype=None, max_length=None, batch_tokens=None):
         import torch  # here, not above: the workers that grade start without it
 
+        from model import shard
+
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or ("bfloat16" if self.device.type == "cuda" else "float32")
         model, self.tokenizer, self.cls_id = _load_reward_model(path, dtype)
-        self.model, self.truncated = model.to(self.device), 0
+        self.model, self.truncated = shard(model, self.device, model.dtype), 0
         self.batch_tokens = batch_tokens or (16384 if self.device.type == "cuda" else 2048)
         config, limit = model.config.get_text_config(), self.tokenizer.model_max_length  # 1e30: none
         self.max_length = max_length or min(limit, getattr(config, "max_position_embeddings", limit))
@@ -369,12 +372,6 @@ class RewardModel:
             self.plain_cls = self.tokenizer.encode(
                 self.tokenizer.decode([self.cls_id]), add_special_tokens=False, split_special_tokens=True
             )
-
-    def shard(self):
-        """Spread the model over the ranks, which must then score together; one rank's stays as it is."""
-        from model import shard
-
-        self.model = shard(self.model, self.device, self.model.dtype)
 
     def has_room(self, messages):
         """Whether a response to these messages, the user's last, can be scored: one token of it must fit."""
@@ -466,8 +463,6 @@ class Scorer:
         if "chat" not in tasks and reward_model is not None:
             raise ValueError(f"--reward-model {reward_model}: nothing to score, --data has no chat=...")
         self.model = RewardModel(reward_model, device) if "chat" in tasks else None
-        if self.model:
-            self.model.shard()
         self.verifier = MathVerifier() if "math" in tasks else None  # last: its workers want closing
 
     def usable(self, prompts, fate="are left out"):

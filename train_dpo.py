@@ -254,7 +254,7 @@ def main(args=None):
             refuse_used(config.run_dir)
         config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
-        check_engine(config.engine)
+        check_engine(config.engine, config.own_process)
         tokenizer = load_tokenizer(config.model)
         sources = load_sources(config.data)  # [(prompts of one task, weight)]
         tasks = sorted({prompts[0].task for prompts, _ in sources})
@@ -299,7 +299,8 @@ def main(args=None):
                 sampled.extend(sample_ahead(generator, batches, range(step, step + window), config))
             batch = sampled.popleft()  # [(prompt, [rollout] * G)] * P
         rollouts = [rollout for _, group in batch for rollout in group]  # P * G
-        staleness = step - rollouts[0].version
+        (staleness,) = {step - rollout.version for rollout in rollouts}
+        assert staleness < config.sync_every, f"step {step}: responses of weights {staleness} steps old"
 
         # --- Score ---
         with watch("score_s"):

@@ -100,7 +100,6 @@ from rewards import RewardModel
 rank, world, device = init_ranks()
 conversations = json.loads(sys.argv[1])
 model = RewardModel("tiny/reward", batch_tokens=200)
-model.shard()
 mine = conversations[:1] if rank == 0 else conversations[1:]
 scores = model.score(mine if world == 2 else conversations)
 print(json.dumps(scores), file=sys.stderr if rank else sys.stdout, flush=True)
