@@ -534,8 +534,12 @@ def main(args=None):
     with one_line_errors():
         rows = list(read_answers(Path(config.answers)))
         if config.difficulties:
-            with open(config.difficulties, newline="") as file:
-                values = [float(row["instruction_difficulty"]) for row in csv.DictReader(file)]
+            try:
+                with open(config.difficulties, newline="") as file:
+                    values = [float(row["instruction_difficulty"]) for row in csv.DictReader(file)]
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                problem = "not a .csv file with a column of numbers, instruction_difficulty"
+                raise ValueError(f"--difficulties {config.difficulties}: {problem}") from error
             if len(values) != len(rows):
                 raise ValueError(f"--difficulties: {len(values)} for {len(rows)} answers")
             rows = [row | {"difficulty": value} for row, value in zip(rows, values, strict=True)]

@@ -124,6 +124,9 @@ def prepare(config):
     are only written down), and fit_context()'s two numbers.
     """
     check_engine(config.engine)
+    for flag, file in (("--out", config.out), ("--answers", config.answers)):
+        if file and Path(file).is_dir():
+            raise ValueError(f"{flag} {file}: is a folder; name a file in it")
     path = checkpoint_path(config.model)
     tokenizer = load_tokenizer(path)
     prompts = load_prompts(config.data)[: config.limit]
@@ -258,7 +261,6 @@ def main(args=None):
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps(result, indent=2) + "\n")
     if config.answers:
-        Path(config.answers).parent.mkdir(parents=True, exist_ok=True)
         write_lines(config.answers, rows)
     error = result.get("standard_error")
     if "accuracy" in result:

@@ -77,7 +77,7 @@ def fit_context(path, tokenizer, prompts, max_new_tokens=None, at_most=2048):
     ValueError in one line if the context cannot hold both.
     """
     lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
-    longest, context = max(lengths), load_config(path).max_position_embeddings
+    longest, context = max(lengths), load_config(path).get_text_config().max_position_embeddings
     left = context - longest
     if left < 1:
         text = prompts[lengths.index(longest)].messages[-1]["content"][:60]
@@ -384,7 +384,7 @@ def load_generator(engine, path, dtype, device, max_model_len, own_process=False
     """
     if engine == "transformers":
         return TransformersGenerator(path, dtype, device)
-    context = load_config(path).max_position_embeddings
+    context = load_config(path).get_text_config().max_position_embeddings
     max_model_len = min(max(max_model_len, LEAST_MODEL_LEN), context)
     return VLLMGenerator(path, dtype, max_model_len, gpu_memory, own_process)
 

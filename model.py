@@ -35,7 +35,7 @@ def load_config(path):
         raise ValueError(f"--model {path}: {wrong} ({str(error).splitlines()[0]})") from error
     for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         # token_logps multiplies hidden states by the output embedding and nothing else.
-        if getattr(config, field, None) not in (None, 1, 1.0):
+        if getattr(config.get_text_config(), field, None) not in (None, 1, 1.0):
             raise ValueError(f"--model {path}: its config sets {field}, which token_logps does not apply")
     return config
 
@@ -65,8 +65,9 @@ def blocks_of(model):
 def checkpoint_activations(model):
     """Let every block keep only its input for backward, and compute the rest again there (Chen et al. 2016).
 
-    Memory for a quarter of a step's arithmetic more: a second forward beside the first, a backward that costs
-    two, and the reference's.
+    Costs a quarter more arithmetic: one more forward beside the first, a backward that costs two, and the
+    reference's. (Transformers' own gradient_checkpointing_enable() works in training mode only, and this
+    policy stays in eval mode.)
     """
     for block in blocks_of(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -87,8 +88,8 @@ def shard(model, device, dtype):
     mesh = init_device_mesh(device.type, (world_size(),))
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in [*blocks_of(model), model]:
-        # It moves the weights to the device, too. By default those outside the blocks would stay gathered
-        # after a forward, and be the ones that parameters() gives: copies, which no sync may read or write.
+        # fully_shard moves the weights to the device, too. By default those outside the blocks would stay
+        # gathered after a forward, and parameters() would return these copies, which no sync may touch.
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
@@ -108,9 +109,9 @@ def full_weights(policy, dtype=torch.float32):
         yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
-def clip_gradients(model, largest):
-    """Scale all gradients to a norm of at most `largest`; the norm before. RuntimeError if not finite."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest, error_if_nonfinite=True)
+def clip_gradients(model, max_norm):
+    """Scale all gradients to a norm of at most `max_norm`; the norm before. RuntimeError if not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=True)
     return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
 
 

@@ -1,11 +1,13 @@
 """What a run would take, before money is spent: memory, traffic, arithmetic and time, from a config alone.
 
-    python plan.py --model meta-llama/Llama-3.1-8B-Instruct --ranks 32 --generators 8 --max-new-tokens 2048
+    python plan.py --model meta-llama/Llama-3.1-8B-Instruct --ranks 8 --activation-checkpointing
+    python plan.py --model meta-llama/Llama-3.1-8B-Instruct --ranks 32 --generators 8   # the paper's machines
     python plan.py --model tiny/llama --device-tflops 0.05 --device-gb 8 --bandwidth 20 --dtype float32
 
 The model is made on torch's meta device, which has shapes and no numbers. What a forward keeps for backward
 is counted there, by asking autograd; the rest is the arithmetic written out below. What a machine really
 reaches (--mfu, --bandwidth-share) are assumptions: measure yours (the metrics train_s and generate_s).
+Devices that only generate (--generators) can be planned for; the train scripts cannot use them yet.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.hf_argparser import HfArg
 
 from model import LOGITS_AT_ONCE, TINY_MODEL, blocks_of, checkpoint_activations, load_config
-from run import Coefficient, Count, Every, Positive, Share, one_line_errors, parse_flags
+from run import Count, Every, Positive, Share, one_line_errors, parse_flags
 
 GB = 1e9
 COPIES_OF_LOGITS = 5  # float32 tensors as large as a chunk of logits, at the peak of its backward (model.py)
@@ -24,7 +26,7 @@ COPIES_OF_LOGITS = 5  # float32 tensors as large as a chunk of logits, at the pe
 
 @dataclass
 class Config:
-    model: str = HfArg(default=TINY_MODEL, help="A checkpoint's folder or Hub name: only its config is read.")
+    model: str = HfArg(default=TINY_MODEL, help="A checkpoint's folder or Hub name; no weight is read.")
     algorithm: Literal["dpo", "grpo"] = HfArg(default="dpo", help="DPO trains on pairs, GRPO on all samples.")
     sync_every: Every = HfArg(default=Every(1), help="The dial.")
     ranks: Count = HfArg(default=1, help="Training processes, one a device.")
@@ -44,7 +46,7 @@ class Config:
     link: Positive = HfArg(default=50.0, help="Between devices, GB/s each way.")
     mfu: Share = HfArg(default=0.4, help="Share of the peak that training reaches.")
     bandwidth_share: Share = HfArg(default=0.6, help="Share of the bandwidth that decoding reaches.")
-    engine_gb: Coefficient = HfArg(default=0.0, help="Memory set aside for an engine on a rank's own device.")
+    engine_share: Share = HfArg(default=0.4, help="Share of a rank's device that its own engine takes.")
 
 
 def meta_model(config, dtype):
@@ -57,8 +59,8 @@ def saved_for_backward(model, tokens):
     """Bytes that a forward of token_logps over so many tokens keeps for backward, weights not counted.
 
     In rows of two tokens: on this device attention keeps a T x T matrix a row, which the kernels used in
-    training do not, and at T = 2 it is as good as nothing. The mask is given, for to make one the model would
-    look at numbers.
+    training do not, and at T = 2 it is as good as nothing. The mask is passed in because building it reads
+    values, which meta tensors lack.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept = {}  # storage's address: the storage, so that no other can get its address
@@ -106,8 +108,8 @@ def memory(config, model, weights):
         held["gathered weights"] = size * (2 * weights["a block"] + outside) + (size + 4) * weights["a block"]
     elif config.dtype == "bfloat16":
         held["bfloat16 copies (autocast)"] = 2 * weights["all"]
-    if config.engine_gb:
-        held["engine"] = config.engine_gb * GB
+    if not config.generators:
+        held["engine"] = config.engine_share * config.device_gb * GB
     return held
 
 
@@ -137,7 +139,8 @@ def step_costs(config, model, weights):
     engines = config.generators or config.ranks
     ahead = min(config.sync_every, 10)  # --ahead's default: so many steps are sampled together
     rows = P * G * ahead / engines
-    kv_bytes = 2 * size * text.num_hidden_layers * text.num_key_value_heads * head_dim(text)  # of a token
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    kv_bytes = 2 * size * text.num_hidden_layers * heads * head_dim(text)  # of a token
     read = size * weights["all"] * config.max_new_tokens  # the weights, once for each token of the longest
     mean_length = config.prompt_tokens + config.response_tokens / 2
     read += rows * config.response_tokens * kv_bytes * mean_length
@@ -169,7 +172,9 @@ def main(args=None):
             raise ValueError(f"--generators {config.generators}: 0 or more")
         if config.prompts_per_step % config.ranks:
             raise ValueError(f"--prompts-per-step {config.prompts_per_step}: not a multiple of --ranks")
-        model = meta_model(load_config(config.model), getattr(torch, config.dtype))
+        # One rank in bfloat16 computes under autocast: what passes between its blocks stays float32.
+        between = torch.float32 if config.ranks == 1 else getattr(torch, config.dtype)
+        model = meta_model(load_config(config.model), between)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     weights = count(model)

@@ -15,17 +15,14 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 # While one rank generates its last long response, or measures a checkpoint, the others wait in a collective.
-# A rank that died is not waited for so long: torchrun ends the others.
+# The death of a rank does not wait for this: torchrun ends the others at once.
 PATIENCE = timedelta(hours=2)
 
 
 def init_ranks():
     """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world, device)."""
     if not dist.is_initialized() and "LOCAL_RANK" in os.environ:
-        # Each rank sees one GPU, its own: an engine takes the first that it sees, and so does FSDP after it.
-        # Before anything asks for GPUs, since that is when they are counted.
-        local, seen = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[local] if seen else str(local)
+        see_one_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     on_gpu = torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if dist.is_initialized():
@@ -34,10 +31,31 @@ def init_ranks():
         dist.init_process_group(backend, timeout=PATIENCE)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if dist.get_rank() > 0:  # what a run says, and how far it is, is shown once; errors of any rank are shown
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    if dist.get_rank() > 0:
+        mute()
     return dist.get_rank(), dist.get_world_size(), torch.device("cuda:0" if on_gpu else "cpu")
+
+
+def see_one_gpu(local, ranks_here):
+    """Hide all GPUs but this rank's, because an engine takes the first that it sees.
+
+    Must come before CUDA is initialised. ValueError if the machine has fewer GPUs than ranks.
+    """
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen is None:
+        seen = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = seen.split(",") if seen else []
+    if not gpus:
+        return  # a run on the CPU
+    if len(gpus) < ranks_here:
+        raise ValueError(f"torchrun --nproc-per-node {ranks_here}: there are {len(gpus)} GPUs here")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local]
+
+
+def mute():
+    """Leave it to rank 0 to show what a run says and how far it is. Errors, on stderr, are shown by all."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
 def world_size():

@@ -343,7 +343,7 @@ class RewardModel:
     config.json, else the tokenizer's). Without, it is any AutoModelForSequenceClassification with one label,
     read where transformers reads it: at the last token that is not padding.
 
-    device: by default the GPU if there is one; with two, "cuda:1" leaves the first to the trainer.
+    device: by default the GPU if there is one. In Python, "cuda:1" leaves the first to the trainer.
     dtype: by default bfloat16 on a GPU, float32 on a CPU. A v_head is float32 always; the head of another
     classifier is not, and bfloat16 makes ties of scores that differ by less than 1 %.
     max_length: of a conversation, in tokens, by default the model's limit. A response is cut to fit it;

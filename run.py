@@ -9,6 +9,7 @@
     runs/NAME/eval/                 what evaluate.py measured
 """
 
+import argparse
 import json
 import math
 import os
@@ -96,9 +97,17 @@ class Share(float):
         return super().__new__(cls, number(text, lambda v: 0 < v <= 1, "a number above 0 and at most 1"))
 
 
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the docstring's own lines, and every flag's default."""
+
+
 def parse_flags(config_class, args=None):
-    """The command line as a dataclass. A wrong flag ends the program with one line and exit status 2."""
-    parser = HfArgumentParser(config_class, allow_abbrev=False)
+    """The command line as a dataclass. A wrong flag ends the program with one line and exit status 2.
+
+    --help begins with the docstring of the script that defines the dataclass.
+    """
+    about = (sys.modules[config_class.__module__].__doc__ or "").replace("%", "%%")
+    parser = HfArgumentParser(config_class, description=about, formatter_class=Help, allow_abbrev=False)
     parser.error = lambda message: sys.exit(_one_line(f"{Path(sys.argv[0]).name}: {message} (see --help)"))
     config, unknown = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
     if unknown:
@@ -205,7 +214,7 @@ class Run:
 
         All ranks must come here: a sharded policy is gathered from them. Rank 0 holds it whole, in float32.
         """
-        from model import full_weights  # here, for whoever only reads a run needs no torch
+        from model import full_weights  # here, because reading a run needs no torch
 
         final = self.directory / "export" / str(step)
         buffers = dict(model.named_buffers())
@@ -225,7 +234,7 @@ class Run:
 
 def by_task(tasks, prompts, rewards, has_pair, lengths, losses):
     """A step's metrics of each task, where there are several; all lists have one entry a response."""
-    from ranks import mean, total  # here, for whoever only reads a run needs no torch
+    from ranks import mean, total  # here, because reading a run needs no torch
 
     if len(tasks) == 1:
         return {}
@@ -244,6 +253,7 @@ def by_task(tasks, prompts, rewards, has_pair, lengths, losses):
 def write_lines(path, rows):
     """Write objects as JSON, one a line. The file appears under its name only when it is whole."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.partial")
     aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     aside.rename(path)

@@ -199,9 +199,9 @@ def token_weights(lengths, how, max_new_tokens, rows, tokens):
 
     token: 1 / (tokens of the step): each token counts the same, long responses more (Yu et al. 2025, DAPO,
     within a group; over the batch in TRL and here).
-    sequence: 1 / (B * length): each response counts the same, so a token of a long one less, and long wrong
-    ones are punished less (Shao et al. 2024, the original GRPO).
-    constant: 1 / (B * max_new_tokens): the gradient of the expected reward (Liu et al. 2025, Dr. GRPO).
+    sequence: 1 / (rows * length): each response counts the same, so a token of a long one less, and long
+    wrong ones are punished less (Shao et al. 2024, the original GRPO).
+    constant: 1 / (rows * max_new_tokens): the gradient of the expected reward (Liu et al. 2025, Dr. GRPO).
     max_new_tokens is a number, or (B,) where tasks differ. rows, tokens: of the whole step, over all ranks.
     """
     divisor = {

@@ -48,7 +48,8 @@ def planned(kind, shape, tokens, checkpointing):
     model = plan.meta_model(kind(**shape), torch.float32)
     if checkpointing:
         checkpoint_activations(model)
-    return sum(plan.memory(flags, model, plan.count(model)).values())
+    held = plan.memory(flags, model, plan.count(model))
+    return sum(size for what, size in held.items() if what != "engine")
 
 
 def measured(kind, shape, tokens, checkpointing):

@@ -21,7 +21,7 @@ case "${1:-laptop}" in
     REQUESTS=allenai/WildChat-1M@test CHAT="--model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 512"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --lr 1e-6" CHAT_DPO="$CHAT_GRPO --beta 0.01"
     BOTH_DPO="$CHAT --data math=models/one_digit.jsonl@train:1 chat=allenai/WildChat-1M:1"
-    BOTH_DPO="$BOTH_DPO --lr 1e-6 --beta 0.01"
+    BOTH_DPO="$BOTH_DPO --lr 1e-6 --beta 0.01 --max-new-tokens math=64,chat=512"
     ;;
   paper) # a node of eight large GPUs: the paper's Table 4
     AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct SEEDS="0 1 2" LONG=1000 SHORT=500
@@ -36,7 +36,7 @@ case "${1:-laptop}" in
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --prompts-per-step 32" CHAT_DPO="$CHAT_GRPO --beta 0.01"
     # The paper's mixture is 2 to 1 in a batch of 32, which is no multiple of 3.
     BOTH_DPO="$CHAT --data math=AI-MO/NuminaMath-CoT:2 chat=allenai/WildChat-1M:1 --prompts-per-step 48"
-    BOTH_DPO="$BOTH_DPO --beta 0.01"
+    BOTH_DPO="$BOTH_DPO --beta 0.01 --max-new-tokens math=2048,chat=1024"
     ;;
   *)
     echo "$0: laptop, gpu or paper, not $1" >&2

@@ -1,6 +1,7 @@
 """Two ranks against one, on the same global batches: the same numbers, and the same weights at the end."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ranks import see_one_gpu
 from run import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +117,22 @@ def test_ranks_that_score_unequal_batches(tmp_path):
     (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{UNEQUAL}")
     alone, first = (json.loads(torchrun(n, tmp_path / "program.py", conversations)) for n in (1, 2))
     assert len(alone) == 30 and first == pytest.approx(alone[:1], abs=1e-4)
+
+
+@pytest.mark.parametrize("seen, local, left", [("0,1", 1, "1"), ("GPU-a,GPU-b", 0, "GPU-a"), ("", 1, "")])
+def test_a_rank_sees_its_own_gpu(seen, local, left, monkeypatch):
+    """All engines on the first GPU; or GPUs that come back to a run that was kept from them. Breaks: gpus[0];
+    treat "" as unset."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    see_one_gpu(local, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+def test_more_ranks_than_gpus(monkeypatch):
+    """A rank that silently takes the CPU beside others on GPUs. Break: no check."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ValueError, match="--nproc-per-node 2: there are 1 GPUs"):
+        see_one_gpu(0, 2)
 
 
 def test_prompts_that_do_not_divide(tmp_path):

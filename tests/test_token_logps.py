@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import model as model_file
-from model import token_logps
+from model import checkpoint_activations, token_logps
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -144,3 +144,20 @@ def test_frozen_numbers():
     logps, entropies = token_logps(policy, ids, with_entropy=True)
     assert logps.sum().item() == pytest.approx(-287.8117, rel=1e-4)
     assert entropies.sum().item() == pytest.approx(22.41448, rel=1e-4)
+
+
+def test_activation_checkpointing_changes_nothing(checkpoints):
+    """Gradients of another forward than the one that was made. Break: in model.checkpoint_activations, call
+    block.forward on a detached input."""
+    plain, again = (AutoModelForCausalLM.from_pretrained(checkpoints["qwen3"]).eval() for _ in range(2))
+    checkpoint_activations(again)
+    calls = []
+    again.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    ids = torch.arange(24).view(2, 12)
+    losses = [token_logps(model, ids).sum() for model in (plain, again)]
+    assert losses[0].item() == losses[1].item() and len(calls) == 1
+    for loss in losses:
+        loss.backward()
+    assert len(calls) == 2  # once in forward, once in backward
+    for ours, theirs in zip(plain.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, ours.grad)

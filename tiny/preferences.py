@@ -66,7 +66,7 @@ def load_pairs(config: Config) -> list[tuple[list, list]]:
     try:
         rows = datasets.load_dataset("json" if files else config.data, split="train", **files)
         pairs = [(last_turns(row["chosen"]), last_turns(row["rejected"])) for row in rows]
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"--data {config.data}: {str(error).splitlines()[0]}") from error
     usable = [
         pair

@@ -1,0 +1,83 @@
+"""plan.py: what it counts on shapes alone against what real tensors take."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import plan
+from bench import plan_memory
+from model import checkpoint_activations
+
+LLAMA_8B = LlamaConfig(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, vocab_size=128256, max_position_embeddings=8192,
+)  # fmt: skip
+
+
+def test_weights_of_llama_8b():
+    """A head counted twice, or a layer not at all. Break: count the blocks twice in "all"."""
+    weights = plan.count(plan.meta_model(LLAMA_8B, torch.bfloat16))
+    assert weights["all"] == 8_030_261_248  # as published
+    last_norm = LLAMA_8B.hidden_size
+    assert weights["all"] == weights["blocks"] + 2 * weights["head"] + last_norm
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_those_that_a_real_forward_keeps(checkpoints, family, checkpointing):
+    """Activations forgotten, or weights taken for some. Breaks: leave out note(); no `not in weights`; no
+    checkpoint_activations for the meta model."""
+    real = AutoModelForCausalLM.from_pretrained(checkpoints[family], dtype=torch.float32).eval()
+    shapes = plan.meta_model(real.config, torch.float32)
+    if checkpointing:
+        checkpoint_activations(real)
+        checkpoint_activations(shapes)
+    weights, kept = {p.untyped_storage().data_ptr() for p in real.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = real.get_decoder()(input_ids=torch.zeros(16, 64, dtype=torch.long)).last_hidden_state
+    kept[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage()
+    measured = sum(storage.nbytes() for storage in kept.values())
+    assert plan.saved_for_backward(shapes, 16 * 64) == pytest.approx(measured, rel=0.15)
+
+
+def test_flops_of_a_forward_by_hand():
+    """A factor of two, or attention over the whole square. Breaks: drop a 2; 4 for 2 in attention."""
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=10,
+    )  # fmt: skip
+    model = plan.meta_model(config, torch.float32)
+    linear = 8 * 8 * 2 + 8 * 4 * 2 + 8 * 16 * 3  # q and o, k and v, the MLP's three
+    norms = 2 * 8  # counted as if they were matrices: nothing beside them at any real size
+    attention = 2 * (6 * 6 / 2) * 8 * 2  # two products, half the square, width 8, a multiply and an add
+    head = 10 * 8 * 4  # on the 4 response tokens alone
+    flops = plan.forward_flops(model, plan.count(model), rows=3, prompt=2, response=4)
+    assert flops == 3 * (2 * 6 * (linear + norms) + attention + 2 * head)
+
+
+def test_ranks_share_what_is_sharded(checkpoints, capsys):
+    """A plan whose states do not shrink with the ranks. Break: share of one rank."""
+    peaks = []
+    for ranks in (1, 4):
+        flags = plan.Config(model=checkpoints["llama"], ranks=ranks, dtype="float32", generators=1)
+        model = plan.meta_model(LLAMA_8B, torch.float32)
+        peaks.append(plan.memory(flags, model, plan.count(model)))
+    for what in ("master weights (float32)", "gradients (float32)", "Adam's two moments (float32)"):
+        assert peaks[0][what] == 4 * peaks[1][what]
+    plan.main(["--model", checkpoints["llama"], "--device-gb", "0.001"])
+    assert "does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", plan_memory.POINTS, ids=[name for name, *_ in plan_memory.POINTS])
+def test_memory_is_that_of_a_measured_step(point):
+    """A plan that is off by more than 15 %. Break: leave Adam's moments out."""
+    _, *shape = point
+    assert plan_memory.planned(*shape) == pytest.approx(plan_memory.measured_fresh(*shape), rel=0.15)
