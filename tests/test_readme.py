@@ -42,6 +42,15 @@ def test_files_exist():
     assert len(named) > 10 and [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_script_is_named():
+    """A file that a reader cannot find. Break: delete plan.py's row in README."""
+    scripts = [path.name for path in ROOT.glob("*.py")]
+    assert [name for name in scripts if f"`{name}`" not in README] == []
+    results = (ROOT / "results" / "README.md").read_text()
+    tables = {path.name for path in (ROOT / "tables").glob("*.sh")} - {"run.sh", "scales.sh"}
+    assert [name for name in sorted(tables) if f"`tables/{name}`" not in README + results] == []
+
+
 @pytest.mark.parametrize("script", ["train_dpo.py", "train_grpo.py"])
 def test_every_metric_is_in_the_glossary(script):
     """A key that nobody can look up. Break: delete a row of the table."""
