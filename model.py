@@ -98,6 +98,11 @@ def shard(model, device, dtype):
     return model
 
 
+def whole(tensor):
+    """A sharded tensor gathered from all ranks, which must all come here; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def full_weights(policy, dtype=torch.float32):
     """Yield (name, whole tensor) for every parameter, one at a time, so that a second model never exists.
 
@@ -105,14 +110,13 @@ def full_weights(policy, dtype=torch.float32):
     gathered, which halves what travels in bfloat16. To gather is a collective: all ranks walk this in step.
     """
     for name, parameter in policy.named_parameters():
-        weight = parameter.detach().to(dtype)
-        yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        yield name, whole(parameter.detach().to(dtype))
 
 
 def clip_gradients(model, max_norm):
     """Scale all gradients to a norm of at most `max_norm`; the norm before. RuntimeError if not finite."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=True)
-    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+    return whole(norm).item()
 
 
 @torch.no_grad()

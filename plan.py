@@ -92,7 +92,7 @@ def count(model):
 
 def memory(config, model, weights):
     """Bytes on each training rank, {what: bytes}, at the peak: in backward of a step's last micro-batch."""
-    size = 4 if config.dtype == "float32" else 2
+    size = getattr(torch, config.dtype).itemsize
     share = weights["all"] / config.ranks
     outside = weights["all"] - weights["blocks"]
     chunk = min(LOGITS_AT_ONCE, config.micro_batch_tokens * model.config.get_text_config().vocab_size)
@@ -129,7 +129,7 @@ def forward_flops(model, weights, rows, prompt, response):
 def step_costs(config, model, weights):
     """What a step does: sequences trained, FLOPs, bytes that a sync moves, and seconds a phase."""
     text = model.config.get_text_config()
-    P, G, size = config.prompts_per_step, config.samples_per_prompt, 4 if config.dtype == "float32" else 2
+    P, G, size = config.prompts_per_step, config.samples_per_prompt, getattr(torch, config.dtype).itemsize
     trained = 2 * P * config.pair_frac if config.algorithm == "dpo" else P * G
     forward = forward_flops(model, weights, trained, config.prompt_tokens, config.response_tokens)
     # Backward costs two forwards; the reference's is one; with activation checkpointing there is one more.

@@ -273,6 +273,7 @@ def main(args=None):
     if config.activation_checkpointing:
         checkpoint_activations(policy)
     policy = shard(policy, device, dtype)
+    # Read again, not copied: several ranks hold the policy in parts by now, so never two whole models.
     reference = shard(load_policy(config.model).requires_grad_(False), device, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
     run = Run(config.run_dir, config, rank)

@@ -294,6 +294,7 @@ def main(args=None):
     if config.activation_checkpointing:
         checkpoint_activations(policy)
     policy = shard(policy, device, dtype)
+    # Read again, not copied: several ranks hold the policy in parts by now, so never two whole models.
     reference = shard(load_policy(config.model).requires_grad_(False), device, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
     run = Run(config.run_dir, config, rank)
@@ -345,9 +346,9 @@ def main(args=None):
         seen = defaultdict(list)  # what the forwards showed, one number a token
         loss_shares = torch.zeros(len(rollouts))  # (P * G,), each response's, absolute
         with watch("train_s"):
-            all_groups, all_tokens = total([len(groups)]), total(lengths)
+            all_groups, tokens = total([len(groups)]), int(total(lengths))
             here = torch.tensor(lengths, device=device)  # (P * G,)
-            weights = token_weights(here, config.normalize, limits, all_groups, all_tokens)  # (P * G,)
+            weights = token_weights(here, config.normalize, limits, all_groups, tokens)  # (P * G,)
             # Where rows is [], a forward is made for the other ranks' sake: what is taken by rows is then
             # empty, and adds 0 to sums (a mean would be NaN).
             for rows in same_number(micro_batches(groups, rollouts, config.micro_batch_tokens)):
@@ -381,7 +382,6 @@ def main(args=None):
                 optimizer.zero_grad()
 
         # --- Record: README defines every key; None where a step has nothing to measure ---
-        tokens = int(total(lengths))
         tokens_so_far, seconds_so_far = tokens_so_far + tokens, seconds_so_far + watch.total()
         has_pair = [min(group) < max(group) for group in rewards.tolist() for _ in group]  # P * G
         verified = [i for i, prompt in enumerate(asked) if prompt.task == "math"]

@@ -8,11 +8,8 @@ counts is the peak of resident memory less what was held before the first weight
 """
 
 import json
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -22,7 +19,7 @@ from transformers.hf_argparser import HfArg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
 import plan  # noqa: E402
-from bench.token_logps_memory import GB, resident  # noqa: E402
+from bench.token_logps_memory import GB, in_fresh_process, resident  # noqa: E402
 from model import checkpoint_activations, token_logps  # noqa: E402
 from run import parse_flags, surroundings  # noqa: E402
 
@@ -75,17 +72,10 @@ def measured(kind, shape, tokens, checkpointing):
     return resident("VmHWM") - before
 
 
-def measured_fresh(*point):
-    """measured(*point) in a new process."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read when the process starts
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(measured, *point).result()
-
-
 def main(args=None):
     config, rows = parse_flags(Config, args), []
     for name, *point in POINTS:
-        said, was = planned(*point) / GB, measured_fresh(*point) / GB
+        said, was = planned(*point) / GB, in_fresh_process(measured, *point) / GB
         rows.append({"model": name, "tokens": point[2], "planned_gb": said, "measured_gb": was})
         print(
             f"{name:24} {point[2]:6} tokens: planned {said:.2f} GB, measured {was:.2f} GB, {said / was:.2f}"

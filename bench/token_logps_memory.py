@@ -109,10 +109,11 @@ def measure(way, batch, length, vocabulary, with_entropy, hidden, dtype, device)
     return resident("VmHWM") - before, time.process_time() - start
 
 
-def measure_fresh(*args):
-    """measure(*args) in a new process, whose peak is of this call alone."""
+def in_fresh_process(function, *args):
+    """function(*args) in a new process, whose peak is of this call alone."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # bytes; read when a process starts
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(measure, *args).result()
+        return process.submit(function, *args).result()
 
 
 def measure_all(config):
@@ -122,9 +123,9 @@ def measure_all(config):
     for V, with_entropy, T in tqdm(points, desc="token_logps_memory"):
         rest = (config.batch, T, V, with_entropy, config.hidden, config.dtype, config.device)
         logits = config.batch * T * V * 4  # bytes
-        ours, ours_s = measure_fresh("chunked", *rest)
+        ours, ours_s = in_fresh_process(measure, "chunked", *rest)
         if logits * PLAIN_COPIES <= config.plain_gb * GB:
-            plain, plain_s = measure_fresh("plain", *rest)
+            plain, plain_s = in_fresh_process(measure, "plain", *rest)
             run[V, with_entropy] = T, plain
         else:
             run_T, run_bytes = run.get((V, with_entropy), (T, math.nan))
@@ -177,7 +178,6 @@ def main(args=None):
             raise ValueError("--device cpu: needs Linux, whose /proc tells a process's peak memory")
         if config.hidden % 2:
             raise ValueError(f"--hidden {config.hidden}: takes an even number (rotary embeddings)")
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # bytes; for the processes to come
     rows = measure_all(config)
     print(as_markdown(rows))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)

@@ -25,14 +25,14 @@ case "${1:-laptop}" in
     ;;
   paper) # a node of eight large GPUs: the paper's Table 4
     AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct SEEDS="0 1 2" LONG=1000 SHORT=500
-    MATH="--activation-checkpointing --data AI-MO/NuminaMath-CoT --prompts-per-step 64 --max-new-tokens 2048 --lr 1e-6 --grad-clip 0.1"
+    COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1"
+    MATH="$COMMON --data AI-MO/NuminaMath-CoT --prompts-per-step 64 --max-new-tokens 2048"
     MATH_DPO="$MATH --adam-eps 1e-4"
     DPO="--model $MODEL $MATH_DPO" GRPO="--model $MODEL $MATH"
     export DATA=HuggingFaceH4/MATH-500@all N=50 JOBS=1 OMP_NUM_THREADS=8 RANKS=8
     CHAT_MODEL=$MODEL REWARD_MODEL=Nexusflow/Athene-RM-8B
     REQUESTS=allenai/WildChat-1M@test
-    CHAT="--activation-checkpointing --model $MODEL --reward-model $REWARD_MODEL --lr 1e-6 --grad-clip 0.1"
-    CHAT="$CHAT --max-new-tokens 1024"
+    CHAT="$COMMON --model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 1024"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --prompts-per-step 32" CHAT_DPO="$CHAT_GRPO --beta 0.01"
     # The paper's mixture is 2 to 1 in a batch of 32, which is no multiple of 3.
     BOTH_DPO="$CHAT --data math=AI-MO/NuminaMath-CoT:2 chat=allenai/WildChat-1M:1 --prompts-per-step 48"
