@@ -69,13 +69,13 @@ def test_only_pairs_of_a_request_and_its_answer_are_kept():
         ([{"chosen": dialogue("a"), "rejected": dialogue("b")}], "pairs wanted"),
     ],
 )
-def test_bad_data_is_one_line(rows, problem, tmp_path, capsys):
+def test_bad_data_is_one_line(rows, problem, checkpoints, tmp_path, capsys):
     """A traceback for a file that is none. Break: leave KeyError out of what load_pairs catches."""
     file = tmp_path / "pairs.jsonl"
     if rows:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit) as stop:
-        preferences.main(["--data", str(file), "--out", str(tmp_path / "out")])
+        preferences.main(f"--model {checkpoints['llama']} --data {file} --out {tmp_path / 'out'}".split())
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and "--data" in message and problem in message
     assert not (tmp_path / "out").exists()
