@@ -162,7 +162,7 @@ def measure(prepared, config):
     if device.type == "cuda":  # a share of all memory, of which a reward model or a trainer may hold a part
         free, total = torch.cuda.mem_get_info()
         gpu_memory *= free / total
-    generator = load_generator(config.engine, path, dtype, device, max_model_len, gpu_memory=gpu_memory)
+    generator = load_generator(config.engine, path, dtype, device, max_model_len, gpu_memory)
     seeds = [request_seed(config.seed, "evaluate", prompt.id) for prompt in prompts]
     groups = generator.sample(prompts, n, config.temperature, config.top_p, max_new_tokens, seeds)
     generator.close()

@@ -12,11 +12,12 @@ import math
 import os
 import random
 import sys
-import tempfile
+import threading
+import time
 import warnings
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,7 +26,6 @@ from transformers.hf_argparser import HfArg
 
 from data import load_prompts
 from model import TINY_MODEL, load_config, load_policy, load_tokenizer, token_logps
-from ranks import world_size
 from run import Count, Positive, one_line_errors, parse_flags
 
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
@@ -96,16 +96,44 @@ def fit_tasks(path, tokenizer, sources, limits):
     return max(fit_context(path, tokenizer, prompts, limits.of(prompts[0].task))[1] for prompts in sources)
 
 
+class Busy:
+    """Seconds in which at least one of some overlapping calls, from any thread, was under way."""
+
+    def __init__(self):
+        self.lock, self.calls, self.started, self.ended = threading.Lock(), 0, 0.0, 0.0
+
+    def __enter__(self):
+        with self.lock:
+            if self.calls == 0:
+                self.ended, self.started = self.seconds(), time.perf_counter()
+            self.calls += 1
+
+    def __exit__(self, *exception):
+        with self.lock:
+            self.ended, self.calls = self.seconds(), self.calls - 1
+            self.started = time.perf_counter()
+
+    def seconds(self):
+        """All so far."""
+        return self.ended + (time.perf_counter() - self.started if self.calls else 0.0)
+
+
 class Generator:
     """What the loop knows of a sampler.
 
     `version` is the step whose weights it holds, which only sync() sets; None before the first sync.
+    `elsewhere`: it has processors of its own, and samples while the trainer trains.
     """
+
+    elsewhere = False
 
     def __init__(self, path, dtype):
         self.path, self.dtype = path, dtype
         self.tokenizer = load_tokenizer(path)
-        self.version = None
+        self.version, self.busy = None, Busy()
+        # A vocabulary is often padded to a round size. What no text can contain shall not be sampled.
+        padding = range(len(self.tokenizer), load_config(path).get_text_config().vocab_size)
+        self.never = dict.fromkeys(padding, -100.0)  # added to their logits
 
     def sample(self, prompts, n, temperature, top_p, max_tokens, seeds):
         """n rollouts a prompt: list (P) of lists (n); sample i of prompt p has the seed seeds[p] + i.
@@ -114,7 +142,8 @@ class Generator:
         """
         prompt_ids = encode_prompts(self.tokenizer, prompts)
         limits = max_tokens if isinstance(max_tokens, list) else [max_tokens] * len(prompts)
-        completions = self._complete(prompt_ids, n, temperature, top_p, limits, seeds)
+        with self.busy:
+            completions = self._complete(prompt_ids, n, temperature, top_p, limits, seeds)
         return [
             [Rollout(prompt.id, ids, *completion, version=self.version) for completion in group]
             for prompt, ids, group in zip(prompts, prompt_ids, completions, strict=True)
@@ -125,7 +154,7 @@ class Generator:
         raise NotImplementedError
 
     def score(self, ids):
-        """Log-prob (nats, temperature 1) of each id but the first, given those before it."""
+        """Log-prob (nats, temperature 1) of each id but the first, by each engine: lists of lists (T - 1)."""
         raise NotImplementedError
 
     def load_weights(self, weights):
@@ -136,20 +165,48 @@ class Generator:
         """Forget all cached keys and values. True if that was done."""
         raise NotImplementedError
 
+    def stamp(self, step):
+        """Name the weights that it holds: every rollout from now on carries this version."""
+        self.version = step
+
     def close(self):
         """Free the model's memory."""
         raise NotImplementedError
 
 
-class VLLMGenerator(Generator):
-    """A vLLM engine: in this process, so that weights go straight into it, or in a process of its own."""
+def engine_settings(path, dtype, max_model_len, gpu_memory):
+    """What a vLLM engine is started with, in this process or as a server (serve.py)."""
+    settings = {
+        "model": str(path),
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_model_len": max_model_len,
+        "logprobs_mode": "processed_logprobs",  # after temperature and top-p: what a token was drawn from
+        "distributed_executor_backend": "uni",  # no further process for the model
+        "use_tqdm_on_load": False,
+    }
+    if torch.cuda.is_available():
+        return {**settings, "gpu_memory_utilization": gpu_memory}
+    # A seeded request whose prompt is cut into chunks crashes on the CPU ("CPU Generator does not use
+    # offset"), so prompts go in whole. The cache holds 256 sequences of a small model; more wait their turn.
+    return {
+        **settings,
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
+        "kv_cache_memory_bytes": 2**30,
+        "block_size": 32,  # prompts are cached in whole blocks; the default here is 128
+    }
 
-    def __init__(self, path, dtype, max_model_len, gpu_memory=0.4, own_process=False):
+
+class VLLMGenerator(Generator):
+    """A vLLM engine in this process, on the trainer's device, so that weights go straight into it.
+
+    sleeps: on a GPU, leave its memory to the trainer while nothing is sampled.
+    """
+
+    def __init__(self, path, dtype, max_model_len, gpu_memory, sleeps=False):
         super().__init__(path, dtype)
-        # Read when vllm is imported, so set before. A function can only be sent to an engine process with the
-        # second.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if own_process else "0"
-        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         # The engine would pin this process's threads, the trainer's among them, to cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -157,41 +214,27 @@ class VLLMGenerator(Generator):
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns where there is no GPU
         import vllm
 
-        self.vllm, self.own_process = vllm, own_process
+        self.vllm, self.sleeps, self.asleep = vllm, sleeps, False
         on_gpu = torch.cuda.is_available()
-        where = "a process of its own" if own_process else "this process"
-        print(f"generate: vLLM {vllm.__version__} on the {'GPU' if on_gpu else 'CPU'}, in {where}")
-        if on_gpu:
-            settings = {"gpu_memory_utilization": gpu_memory}
-        else:
+        print(f"generate: vLLM {vllm.__version__} on the {'GPU' if on_gpu else 'CPU'}, in this process")
+        if not on_gpu:
             # Nothing big is compiled on the CPU, but small functions of the engine would be, for 20 s, by a
             # C++ compiler.
             torch._dynamo.config.disable = True
-            # A seeded request whose prompt is cut into chunks crashes on the CPU ("CPU Generator does not use
-            # offset"), so prompts go in whole. The cache holds 256 sequences of a small model; more wait
-            # their turn.
-            settings = {
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(8192, max_model_len),
-                "kv_cache_memory_bytes": 2**30,
-                "block_size": 32,  # prompts are cached in whole blocks; the default here is 128
-            }
-        self.llm = vllm.LLM(
-            model=str(path),
-            dtype=str(dtype).removeprefix("torch."),
-            max_model_len=max_model_len,
-            logprobs_mode="processed_logprobs",  # after temperature and top-p: what a token was drawn from
-            enforce_eager=not on_gpu,
-            use_tqdm_on_load=False,
-            distributed_executor_backend=None if own_process else "uni",
-            **settings,
-        )
+        settings = engine_settings(path, dtype, max_model_len, gpu_memory)
+        self.llm = vllm.LLM(**settings, enable_sleep_mode=sleeps)
+
+    def _wake(self):
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
+        self._wake()
         params = [
             self.vllm.SamplingParams(
                 n=n, temperature=temperature, top_p=top_p, max_tokens=limit, seed=seed,
-                logprobs=0, flat_logprobs=True, detokenize=False,
+                logprobs=0, flat_logprobs=True, detokenize=False, logit_bias=self.never or None,
             )
             for limit, seed in zip(limits, seeds, strict=True)
         ]  # fmt: skip
@@ -204,28 +247,25 @@ class VLLMGenerator(Generator):
             self.llm.generate(requests, once, use_tqdm=False)
         bar = partial(tqdm, delay=3, leave=False)
         outputs = self.llm.generate(requests, params, use_tqdm=bar)
+        if self.sleeps:
+            # Level 1 keeps the weights, in host memory. Level 2 drops them, and an engine that sampled
+            # without a sync since would write nonsense, without an error.
+            self.llm.sleep(level=1)
+            self.asleep = True
         return [
             [(list(o.token_ids), _sampled_logps(o), o.finish_reason) for o in output.outputs]
             for output in outputs
         ]
 
     def score(self, ids):
+        self._wake()
         params = self.vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         (output,) = self.llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
-        return [output.prompt_logprobs[t][ids[t]].logprob for t in range(1, len(ids))]
+        return [[output.prompt_logprobs[t][ids[t]].logprob for t in range(1, len(ids))]]
 
     def load_weights(self, weights):
-        if not self.own_process:
-            return self.llm.collective_rpc(_load_in_worker, args=(weights, None))[0]
-        from safetensors.torch import save_file
-
-        shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        with tempfile.TemporaryDirectory(dir=shared_memory) as folder:
-            save_file(
-                {name: weight.cpu().contiguous() for name, weight in weights}, f"{folder}/model.safetensors"
-            )
-            loaded, expected = self.llm.collective_rpc(_load_in_worker, args=(None, folder))[0]
-            return set(loaded), set(expected)  # sets travel between processes as lists
+        self._wake()  # a sleeping engine would put back on waking what it went to sleep with
+        return self.llm.collective_rpc(load_in_worker, args=(weights, None))[0]
 
     def reset_prefix_cache(self):
         return self.llm.reset_prefix_cache()
@@ -240,7 +280,7 @@ def _sampled_logps(output):
     return [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
 
 
-def _load_in_worker(worker, weights, folder):
+def load_in_worker(worker, weights, folder):
     """Reload the engine's weights, from pairs or from a folder; runs where the model is.
 
     Returns the names of the engine's own (fused) weights that took a value, and all there are.
@@ -305,7 +345,9 @@ class TransformersGenerator(Generator):
         for _ in range(max_tokens):
             output = self.model(next_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
-            logits = output.logits[:, -1].float().cpu() / temperature  # (n, V)
+            logits = output.logits[:, -1].float().cpu()  # (n, V)
+            logits[:, list(self.never)] = -torch.inf
+            logits /= temperature
             log_probs = keep_top_p(logits, top_p).log_softmax(-1)  # (n, V)
             picked = [torch.multinomial(log_probs[i].exp(), 1, generator=draws[i]).item() for i in range(n)]
             for i in sorted(unfinished):
@@ -320,7 +362,7 @@ class TransformersGenerator(Generator):
 
     @torch.no_grad()
     def score(self, ids):
-        return token_logps(self.model, torch.tensor([ids], device=self.model.device))[0, 1:].tolist()
+        return token_logps(self.model, torch.tensor([ids], device=self.model.device))[:, 1:].tolist()
 
     @torch.no_grad()
     def load_weights(self, weights):
@@ -347,46 +389,82 @@ def keep_top_p(logits, top_p):
     return logits.masked_fill((before >= top_p).scatter(-1, order, before >= top_p), -torch.inf)
 
 
-def sample_ahead(generator, batches, steps, config):
-    """Sample the batches of several steps in one call: one list a step of (prompt, [rollout, ...]).
+def in_background(function, *arguments):
+    """A future of function(*arguments), which runs in a thread that cannot keep the program from ending."""
+    future = Future()
 
+    def run():
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # for whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def sample_ahead(generator, batches, steps, config):
+    """Sample the batches of several steps. Returns a future a step: [(prompt, [rollout] * G)] * P.
+
+    A generator with processors of its own is given each step at once and goes on while the trainer trains.
+    Any other samples all in one call, here and now: larger batches, and one long tail instead of several.
     Each prompt of a step has a seed of its own, so the tokens are the same however many steps go together.
     """
-    asked = [(step, prompt) for step in steps for prompt in next(batches)]
-    groups = generator.sample(
-        [prompt for _, prompt in asked],
-        n=config.samples_per_prompt,
-        temperature=config.temperature,
-        top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
-        max_tokens=[config.max_new_tokens.of(prompt.task) for _, prompt in asked],
-        seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in asked],
-    )
-    sampled = {step: [] for step in steps}
-    for (step, prompt), group in zip(asked, groups, strict=True):
-        sampled[step].append((prompt, group))
-    return list(sampled.values())
+
+    def sample(asked):
+        groups = generator.sample(
+            [prompt for _, prompt in asked],
+            n=config.samples_per_prompt,
+            temperature=config.temperature,
+            top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
+            max_tokens=[config.max_new_tokens.of(prompt.task) for _, prompt in asked],
+            seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in asked],
+        )
+        return [(prompt, group) for (_, prompt), group in zip(asked, groups, strict=True)]
+
+    asked = [[(step, prompt) for prompt in next(batches)] for step in steps]
+    if generator.elsewhere:
+        return [in_background(sample, batch) for batch in asked]
+    sampled = iter(sample([pair for batch in asked for pair in batch]))
+    futures = [Future() for _ in asked]
+    for future, batch in zip(futures, asked, strict=True):
+        future.set_result([next(sampled) for _ in batch])
+    return futures
 
 
-def check_engine(engine, own_process=False):
-    """ValueError in one line if the engine is not installed here, or cannot be run so."""
-    if own_process and world_size() > 1:
-        raise ValueError("--own-process: with one rank only; each would hold the whole model in memory twice")
+def check_engine(engine, sleeps=False, devices=(), urls=()):
+    """ValueError in one line if the flags of a script name no generator that can be had here."""
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--engine vllm: vLLM is not installed here; use --engine transformers")
+    if devices and urls:
+        raise ValueError("--generator-devices, --generator-url: servers to start or to use: not both")
+    flag = "--generator-devices" if devices else "--generator-url"
+    if (devices or urls) and engine != "vllm":
+        raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
+    if (devices or urls) and sleeps:
+        raise ValueError(f"--engine-sleep: with {flag} there is no engine on the trainer's GPU")
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")  # after ranks.see_one_gpu
+    if mine and mine in devices:
+        raise ValueError(f"--generator-devices: a rank trains on {mine}; start fewer ranks, or name another")
 
 
-def load_generator(engine, path, dtype, device, max_model_len, own_process=False, gpu_memory=0.4):
-    """The generator that --engine names; dtype is a torch dtype.
+def load_generator(
+    engine, path, dtype, device, max_model_len, memory=0.4, sleeps=False, devices=(), urls=()
+):  # fmt: skip
+    """The generator that the flags name; dtype is a torch dtype.
 
-    By default the engine lives in this process, on the CPU as on a GPU that it shares with the trainer: a
-    copy of the weights is then a copy in memory, one tensor at a time, and a small engine is ready in
-    seconds.
+    memory: share of the GPU that an engine in this process may take. sleeps: as for VLLMGenerator.
+    devices, urls: where vLLM servers are started, or run already (serve.py).
     """
     if engine == "transformers":
         return TransformersGenerator(path, dtype, device)
     context = load_config(path).get_text_config().max_position_embeddings
     max_model_len = min(max(max_model_len, LEAST_MODEL_LEN), context)
-    return VLLMGenerator(path, dtype, max_model_len, gpu_memory, own_process)
+    if devices or urls:
+        from serve import ServedGenerator  # here, because serve.py imports this file
+
+        return ServedGenerator(path, dtype, max_model_len, devices, urls)
+    return VLLMGenerator(path, dtype, max_model_len, memory, sleeps)
 
 
 @dataclass

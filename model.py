@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_flash_attn_2_available
 
 from ranks import world_size
 
@@ -49,12 +50,24 @@ def load_tokenizer(path):
     return tokenizer
 
 
-def load_policy(path, device="cpu"):
+def load_policy(path, device="cpu", attention="sdpa"):
     """The model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
 
     It stays in eval mode: with dropout it would not be the model that the generator samples from.
+    attention: transformers' name for the kernel; with "flash_attention_2" token_logps computes no padding.
     """
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    return model.to(device).eval()
+
+
+def check_attention(attention, dtype):
+    """ValueError in one line if --attention cannot be had here."""
+    if attention != "flash_attention_2":
+        return
+    if dtype != "bfloat16" or not torch.cuda.is_available():
+        raise ValueError("--attention flash_attention_2: with --dtype bfloat16, and on a GPU")
+    if not is_flash_attn_2_available():
+        raise ValueError("--attention flash_attention_2: needs the package flash-attn, which is not here")
 
 
 def blocks_of(model):
@@ -159,10 +172,33 @@ def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entr
     return _token_logps(model, input_ids, response_mask, temperature, with_entropy)
 
 
+def packs(model):
+    """Whether rows are put one behind the other, without padding, for an attention that keeps them apart."""
+    return model.config._attn_implementation == "flash_attention_2"
+
+
+def packed_hidden(decoder, input_ids, response_mask):
+    """The decoder's last hidden states, (B, T, D), computed for no token behind a row's last response token.
+
+    All rows go as one of N tokens whose positions start again at 0 at each: transformers tells flash
+    attention by these where one ends, and so no token sees another row's.
+    """
+    B, T = input_ids.shape
+    places = torch.arange(T, device=input_ids.device).expand(B, T)
+    real = places < T - response_mask.flip(1).argmax(1, keepdim=True)  # (B, T); all of a row without any
+    hidden = decoder(
+        input_ids=input_ids[real][None], position_ids=places[real][None], use_cache=False
+    ).last_hidden_state  # (1, N, D)
+    return hidden.new_zeros(B, T, hidden.shape[-1]).index_put((real,), hidden[0])
+
+
 def _token_logps(model, input_ids, response_mask, temperature, with_entropy):
-    hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
     if response_mask is None:
         response_mask = torch.ones_like(input_ids)
+    if packs(model):
+        hidden = packed_hidden(model.get_decoder(), input_ids, response_mask)
+    else:
+        hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = response_mask.bool().clone()  # (B, T)
     wanted[:, 0] = False
     predictors, targets = hidden[:, :-1][wanted[:, 1:]], input_ids[wanted]  # (N, D), (N,)
@@ -181,3 +217,13 @@ def _token_logps(model, input_ids, response_mask, temperature, with_entropy):
         empty.masked_scatter(wanted, torch.cat(column)) for column in zip(*pieces, strict=True)
     )
     return (logps, entropies) if with_entropy else logps
+
+
+if __name__ == "__main__":  # python model.py plan ...
+    import sys
+
+    import plan
+
+    if sys.argv[1:2] != ["plan"]:
+        sys.exit("model.py: `python model.py plan --help` tells what a run of a model would take")
+    plan.main(sys.argv[2:])

@@ -7,7 +7,8 @@
 The model is made on torch's meta device, which has shapes and no numbers. What a forward keeps for backward
 is counted there, by asking autograd; the rest is the arithmetic written out below. What a machine really
 reaches (--mfu, --bandwidth-share) are assumptions: measure yours (the metrics train_s and generate_s).
-Devices that only generate (--generators) can be planned for; the train scripts cannot use them yet.
+`python model.py plan` is the same. --generators are devices that only generate, the train scripts'
+--generator-devices or servers behind --generator-url.
 """
 
 from dataclasses import dataclass

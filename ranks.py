@@ -58,6 +58,11 @@ def mute():
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
+def rank():
+    """This process's number among the ranks; 0 where none were started."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def world_size():
     """The number of ranks; 1 where none were started."""
     return dist.get_world_size() if dist.is_initialized() else 1

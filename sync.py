@@ -30,7 +30,7 @@ def sync(policy, generator, step):
     if generator.version is None:
         rehearse(policy, generator)
     gap = copy_and_prove(policy, generator, TOLERANCE[generator.dtype], f"sync at step {step}")
-    generator.version = step
+    generator.stamp(step)
     return gap
 
 
@@ -90,10 +90,13 @@ def reverse(policy):
 
 @torch.no_grad()
 def canary_gap(policy, generator):
-    """Mean |trainer - generator| log-prob over the canary's tokens, both at temperature 1 (nats)."""
+    """Mean |trainer - generator| log-prob over the canary's tokens, at temperature 1 (nats).
+
+    Of several engines, the one that is furthest away.
+    """
     ids = generator.tokenizer.encode(CANARY, add_special_tokens=False)
     device = next(policy.parameters()).device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=generator.dtype == torch.bfloat16):
         ours = token_logps(policy, torch.tensor([ids], device=device))[0, 1:].cpu()  # (T - 1,)
-    theirs = torch.tensor(generator.score(ids))  # (T - 1,)
-    return (ours - theirs).abs().mean().item()
+    theirs = torch.tensor(generator.score(ids))  # (engines, T - 1)
+    return (ours - theirs).abs().mean(-1).max().item()

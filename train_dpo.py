@@ -31,6 +31,7 @@ from evaluate import validate
 from generate import check_engine, fit_tasks, load_generator, sample_ahead
 from model import (
     TINY_MODEL,
+    check_attention,
     checkpoint_activations,
     clip_gradients,
     copy_weights,
@@ -48,6 +49,7 @@ from run import (
     Limits,
     Positive,
     Run,
+    Share,
     Stopwatch,
     by_task,
     one_line_errors,
@@ -127,13 +129,25 @@ class Config:
     activation_checkpointing: bool = HfArg(
         default=False, help="Compute activations again in backward: less memory, a quarter more arithmetic."
     )
+    attention: Literal["sdpa", "flash_attention_2"] = HfArg(
+        default="sdpa",
+        help="flash_attention_2, on GPUs in bfloat16 where flash-attn is installed, computes no padding.",
+    )
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="transformers is slow, and for where vLLM does not install."
     )
-    own_process: bool = HfArg(
-        default=False, help="Run vLLM in a process of its own; copies then pass through memory."
+    engine_memory: Share = HfArg(default=0.4, help="Share of the trainer's GPU that the engine may take.")
+    engine_sleep: bool = HfArg(
+        default=False, help="Leave that memory to the trainer while nothing is sampled; waking takes time."
     )
-    ahead: Count = HfArg(default=10, help="Sample up to so many steps in one call, never past the next sync.")
+    generator_devices: list[str] = HfArg(
+        default_factory=list,
+        help="Generate on these GPUs of this machine instead, one vLLM server each: 6 7; or cpu.",
+    )
+    generator_url: list[str] = HfArg(
+        default_factory=list, help="Generate on vLLM servers that run already: python serve.py starts one."
+    )
+    ahead: Count = HfArg(default=10, help="Sample up to so many steps ahead, never past the next sync.")
     save_every: Every = HfArg(
         default=Every("inf"), help="Export a checkpoint every so many steps, and at the end."
     )
@@ -254,7 +268,9 @@ def main(args=None):
             refuse_used(config.run_dir)
         config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
-        check_engine(config.engine, config.own_process)
+        elsewhere = config.generator_devices, config.generator_url
+        check_engine(config.engine, config.engine_sleep, *elsewhere)
+        check_attention(config.attention, config.dtype)
         tokenizer = load_tokenizer(config.model)
         sources = load_sources(config.data)  # [(prompts of one task, weight)]
         tasks = sorted({prompts[0].task for prompts, _ in sources})
@@ -268,13 +284,18 @@ def main(args=None):
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank, world)
     dtype = getattr(torch, config.dtype)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-    generator = load_generator(config.engine, config.model, dtype, device, max_model_len, config.own_process)
-    policy = load_policy(config.model)
+    on_device = config.engine_memory, config.engine_sleep
+    with one_line_errors():
+        generator = load_generator(
+            config.engine, config.model, dtype, device, max_model_len, *on_device, *elsewhere
+        )
+    policy = load_policy(config.model, attention=config.attention)
     if config.activation_checkpointing:
         checkpoint_activations(policy)
     policy = shard(policy, device, dtype)
     # Read again, not copied: several ranks hold the policy in parts by now, so never two whole models.
-    reference = shard(load_policy(config.model).requires_grad_(False), device, dtype)
+    reference = load_policy(config.model, attention=config.attention).requires_grad_(False)
+    reference = shard(reference, device, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
     run = Run(config.run_dir, config, rank)
     sampled = deque()  # the batches of the coming steps, never past the next sync
@@ -282,7 +303,7 @@ def main(args=None):
     tokens_so_far, seconds_so_far = 0, 0.0
     progress = tqdm(range(config.steps), desc="train_dpo")
     for step in progress:
-        watch = Stopwatch()
+        watch, generated_before = Stopwatch(), generator.busy.seconds()
 
         # --- Sync: the dial ---
         sync_gap = None
@@ -292,13 +313,13 @@ def main(args=None):
             if step % config.sync_ref_every == 0:
                 copy_weights(policy, reference)
 
-        # --- Sample: until the next sync the generator is frozen, so its steps can be sampled together ---
-        with watch("generate_s"):
-            if not sampled:
+        # --- Sample: until the next sync the generator is frozen, so its steps can be sampled ahead ---
+        with watch("trainer_idle_s"):
+            if not sampled or generator.elsewhere:
                 until_sync = config.sync_every - step % config.sync_every
-                window = int(min(config.ahead, until_sync, config.steps - step))
-                sampled.extend(sample_ahead(generator, batches, range(step, step + window), config))
-            batch = sampled.popleft()  # [(prompt, [rollout] * G)] * P
+                end = step + int(min(config.ahead, until_sync, config.steps - step))
+                sampled.extend(sample_ahead(generator, batches, range(step + len(sampled), end), config))
+            batch = sampled.popleft().result()  # [(prompt, [rollout] * G)] * P
         rollouts = [rollout for _, group in batch for rollout in group]  # P * G
         (staleness,) = {step - rollout.version for rollout in rollouts}
         assert staleness < config.sync_every, f"step {step}: responses of weights {staleness} steps old"
@@ -375,6 +396,7 @@ def main(args=None):
         # --- Record: README defines every key; None where a step has nothing to measure ---
         tokens = int(total(lengths))
         tokens_so_far, seconds_so_far = tokens_so_far + tokens, seconds_so_far + watch.total()
+        generated_s = generator.busy.seconds() - generated_before
         has_pair = [min(group) < max(group) for group in rewards.tolist() for _ in group]  # P * G
         verified = [i for i, prompt in enumerate(asked) if prompt.task == "math"]
         metrics = {
@@ -403,7 +425,9 @@ def main(args=None):
             "tokens": tokens,
             "tokens_per_s": tokens_so_far / seconds_so_far,
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),
-            **watch.seconds,  # sync_s, generate_s, score_s, train_s
+            **watch.seconds,  # sync_s, trainer_idle_s, score_s, train_s
+            "generate_s": generated_s,
+            "generator_idle_s": watch.total() - generated_s,
             "step_s": watch.total(),
         }
         run.log(metrics)

@@ -35,11 +35,12 @@ def byte_tokenizer():
     return fast
 
 
-def make_checkpoint(folder, family):
+def make_checkpoint(folder, family, **changes):
     """A random model, sharp enough that two of them disagree: untied Llama, or tied Qwen3 with q/k norm."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     shape = {**SHAPE, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape |= changes
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
     else:

@@ -1,10 +1,13 @@
 """Rollouts: whole, reproducible, and the same however they are batched."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from conftest import make_checkpoint
 
 from data import Prompt
-from generate import encode_prompts, keep_top_p, load_generator, request_seed
+from generate import Generator, VLLMGenerator, encode_prompts, keep_top_p, load_generator, request_seed
 
 CPU = torch.device("cpu")
 
@@ -115,3 +118,51 @@ def test_prompts_end_where_the_response_begins(generator):
         generator.tokenizer, [Prompt("a", "math", [{"role": "user", "content": "hi"}], "1")]
     )
     assert generator.tokenizer.decode(ids) == "<user>hi<bot>"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_ids_past_the_tokenizer_are_never_sampled(engine, prompts, tmp_path):
+    """Ids that no text has, sampled from a padded vocabulary: they decode to nothing, and crash some
+    tokenizers. Breaks: no logit_bias; do not set their logits."""
+    path = make_checkpoint(tmp_path / "padded", "llama", vocab_size=520)  # half are padding
+    generator = load_generator(engine, path, torch.float32, CPU, max_model_len=128)
+    groups = generator.sample(prompts, 8, 1.0, 1.0, 20, [1, 2])
+    generator.close()
+    ids = {token for group in groups for rollout in group for token in rollout.response_ids}
+    assert len(ids) > 50 and max(ids) < len(generator.tokenizer) == 260
+
+
+class Sleeper:
+    """What VLLMGenerator asks of an engine, in the order asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def generate(self, requests, params, use_tqdm):
+        self.calls.append("generate")
+        return []
+
+    def collective_rpc(self, function, args):
+        self.calls.append("load")
+        return [(set(), set())]
+
+    def sleep(self, level):
+        self.calls.append(f"sleep {level}")
+
+    def wake_up(self):
+        self.calls.append("wake")
+
+
+def test_a_sleeping_engine_is_woken_first(checkpoints):
+    """Weights loaded into an engine that sleeps, which puts the old ones back when it wakes (TRL issue 5312);
+    or nonsense sampled after level 2. Breaks: no _wake() in load_weights; level=2."""
+    generator = Generator.__new__(VLLMGenerator)
+    Generator.__init__(generator, checkpoints["llama"], torch.float32)
+    generator.llm, generator.sleeps, generator.asleep = Sleeper(), True, False
+    generator.vllm = SimpleNamespace(SamplingParams=dict)
+    generator.sample([], 1, 1.0, 1.0, 8, [])
+    generator.load_weights([])
+    generator.sample([], 1, 1.0, 1.0, 8, [])
+    generator.sample([], 1, 1.0, 1.0, 8, [])
+    awake = ["generate", "sleep 1", "wake"]
+    assert generator.llm.calls == [*awake, "load", *awake, "generate", "sleep 1"]

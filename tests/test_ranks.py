@@ -21,7 +21,6 @@ SMALL = "--data tiny@validation --steps 8 --prompts-per-step 2 --samples-per-pro
 SMALL += " --lr 1e-3 --sync-every 3 --micro-batch-tokens 150 --engine transformers"
 MIXED = "--model tiny/chat --reward-model tiny/reward --prompts-per-step 4"
 MIXED += " --data math=tiny@validation chat=tiny@validation"
-TIMINGS = {"tokens_per_s", "sync_s", "generate_s", "score_s", "train_s", "step_s"}
 
 
 def torchrun(ranks, *command):
@@ -35,7 +34,7 @@ def torchrun(ranks, *command):
 def train(ranks, script, folder, flags):
     """Run a train script on so many ranks; its metrics without timings, its last weights, what it printed."""
     said = torchrun(ranks, script, "--run-dir", str(folder), *flags.split())
-    rows = [{key: row[key] for key in row if key not in TIMINGS} for row in read_metrics(folder)]
+    rows = [{key: row[key] for key in row if not key.endswith("_s")} for row in read_metrics(folder)]
     return rows, load_file(folder / "export" / str(len(rows)) / "model.safetensors"), said
 
 

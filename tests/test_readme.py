@@ -9,6 +9,7 @@ import pytest
 import evaluate
 import generate
 import report
+import serve
 import train_dpo
 import train_grpo
 from run import parse_flags
@@ -17,7 +18,7 @@ ROOT = Path(train_dpo.__file__).parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = {
     f"{script.__name__}.py": script.Config
-    for script in (evaluate, generate, report, train_dpo, train_grpo)
+    for script in (evaluate, generate, report, serve, train_dpo, train_grpo)
 }
 
 

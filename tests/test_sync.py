@@ -153,14 +153,3 @@ def test_names_are_each_weight_once(pair):
 def test_canary_fits_a_small_context(pair):
     """A canary longer than the engine's max_model_len stops every run of a short task. Break: 5 * CANARY."""
     assert len(pair[1].tokenizer.encode(CANARY)) < generate.LEAST_MODEL_LEN
-
-
-@pytest.mark.slow
-def test_engine_in_its_own_process(checkpoints):
-    """Weights must cross the process boundary, too. Break: skip repack_tied_head in the worker."""
-    policy = load_policy(checkpoints["qwen3"], CPU)
-    generator = generate.VLLMGenerator(
-        checkpoints["qwen3"], torch.float32, max_model_len=128, own_process=True
-    )
-    move(policy)
-    assert sync(policy, generator, 1) < 1e-5

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import model as model_file
-from model import checkpoint_activations, token_logps
+from model import check_attention, checkpoint_activations, token_logps
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -112,6 +112,36 @@ def test_padding_on_the_right_changes_nothing(policy):
     ours, theirs = token_logps(policy, padded, mask)[:, :17], token_logps(policy, ids)
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert_close(gradient(policy, ours), gradient(policy, theirs))
+
+
+def test_packing_changes_nothing(policy, monkeypatch):
+    """Rows that see each other, or keep the positions of one long row; a padded position's log-prob.
+
+    Here through sdpa, for which transformers makes a mask from the positions. Breaks: no position_ids;
+    places < T - response_mask.argmax(1).
+    """
+    ids, mask = batch(), torch.zeros(3, 17)
+    mask[0, 5:9], mask[1, 1:17] = 1, 1  # the third row has no response, as the filler of a rank
+    padded = token_logps(policy, ids, mask, 0.7, with_entropy=True)
+    expected = gradient(policy, *padded)
+    lengths = []
+    decoder = policy.get_decoder()
+    hook = decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setattr(model_file, "packs", lambda model: True)
+    packed = token_logps(policy, ids, mask, 0.7, with_entropy=True)
+    hook.remove()
+    assert lengths == [(1, 9 + 17 + 17)]
+    for ours, theirs in zip(packed, padded, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert_close(gradient(policy, *packed), expected)
+
+
+def test_attention_that_is_not_here():
+    """A traceback of transformers' after minutes of loading. Break: no check."""
+    with pytest.raises(ValueError, match="--attention flash_attention_2: "):
+        check_attention("flash_attention_2", "bfloat16" if not torch.cuda.is_available() else "float32")
 
 
 def test_chunks_change_neither_value_nor_gradient(policy, monkeypatch):

@@ -1,0 +1,128 @@
+"""Seconds of a step at --sync-every 1, 10 and 100: the generator on the trainer's cores, or on its own.
+
+    python bench/semi_online.py        # a quarter of an hour on two quiet cores
+
+Real runs of train_grpo.py. `shared`: one process with both cores, so what a window saves is the start and
+the tail of a call. `apart`: the trainer is pinned to one core and a vLLM server (serve.py) to the other, so
+all but the first step of a window is sampled while the trainer trains. Everything but the dial is the same in
+a row of runs, and a step's time is the whole run's, first window and syncs included, over its steps.
+
+What to expect, g the seconds to sample a step's responses, t to score and train on them, s the dial:
+    shared: g + t      apart: max(g, t) + min(g, t) / s
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from transformers.hf_argparser import HfArg
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
+
+from run import Count, parse_flags, read_metrics, surroundings  # noqa: E402
+from serve import free_port  # noqa: E402
+
+DIALS = (1, 10, 100)
+SETTINGS = {  # name: flags of train_grpo.py, and the server's context
+    "tiny": ("--steps 40 --lr 1e-4", 128),
+    "SmolLM2-135M": (
+        "--model models/smollm2 --data models/one_digit.jsonl --dtype bfloat16 --lr 1e-5 --steps 10 "
+        "--prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 24",
+        256,
+    ),
+}
+
+
+@dataclass
+class Config:
+    out: str = HfArg(default="results/semi_online/numbers.json", help="Where the numbers are written.")
+    only: str | None = HfArg(default=None, help=f"One of {', '.join(SETTINGS)}.")
+    repeats: Count = HfArg(default=1, help="Runs of each kind; the fastest counts.")
+
+
+def start_server(flags, context):
+    """A server on the second core: its process and address."""
+    wanted = [flag for flag in ("--model", "--dtype") if flag in flags]
+    given = flags.split()
+    same = [word for flag in wanted for word in (flag, given[given.index(flag) + 1])]
+    port = free_port()
+    command = ["taskset", "-c", "1", sys.executable, "serve.py", "--attached", "True", "--port", str(port)]
+    command += ["--max-model-len", str(context), *same]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    url = f"http://127.0.0.1:{port}"
+    while True:
+        try:
+            if requests.get(f"{url}/health", timeout=5).ok:
+                return process, url
+        except requests.ConnectionError:
+            if process.poll() is not None:
+                raise RuntimeError("the server did not start") from None
+        time.sleep(0.5)
+
+
+def run_once(folder, flags, pinned):
+    """A run's seconds a step, and of them those of each phase."""
+    command = [sys.executable, "train_grpo.py", "--run-dir", str(folder), "--ahead", "100", *flags.split()]
+    threads = "1" if pinned else "2"
+    env = {**os.environ, "OMP_NUM_THREADS": threads}
+    subprocess.run(
+        (["taskset", "-c", "0"] if pinned else []) + command,
+        cwd=ROOT,
+        env=env,
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    rows = read_metrics(folder)
+    keys = [key for key in rows[0] if key.endswith("_s") and key != "tokens_per_s"]
+    return {key: sum(row[key] for row in rows) / len(rows) for key in keys}
+
+
+def main(args=None):
+    config, table = parse_flags(Config, args), []
+    for name, (flags, context) in SETTINGS.items():
+        if config.only not in (None, name):
+            continue
+        server, url = start_server(flags, context)
+        places = {"shared": ("", False), "apart": (f"--generator-url {url}", True)}
+        with tempfile.TemporaryDirectory() as folder:
+            # The first run of each kind is not counted: engines are slow in their first calls.
+            for place, (more, pinned) in places.items():
+                run_once(Path(folder) / f"{place}-first", f"{flags} --steps 2 {more}", pinned)
+            for repeat in range(config.repeats):
+                for s in DIALS:
+                    for place, (more, pinned) in places.items():
+                        run = Path(folder) / f"{place}-{s}-{repeat}"
+                        seconds = run_once(run, f"{flags} --sync-every {s} {more}", pinned)
+                        table.append({"model": name, "place": place, "sync_every": s, **seconds})
+                        show(table[-1])
+        server.terminate()
+        server.wait()
+    best = {}
+    for row in table:
+        key = (row["model"], row["place"], row["sync_every"])
+        best[key] = min(row, best.get(key, row), key=lambda row: row["step_s"])
+    for (name, place, s), row in best.items():
+        gain = best[name, place, 1]["step_s"] / row["step_s"]
+        print(f"{name:14} {place:7} s={s:<4} {row['step_s']:7.3f} s a step, {gain:.2f} times as fast as s=1")
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.out).write_text(json.dumps({"runs": table, **surroundings()}, indent=2) + "\n")
+
+
+def show(row):
+    """A run in a line."""
+    phases = ("trainer_idle_s", "score_s", "train_s", "sync_s", "generate_s", "generator_idle_s")
+    seconds = ", ".join(f"{phase.removesuffix('_s')} {row[phase]:.3f}" for phase in phases)
+    print(
+        f"{row['model']} {row['place']} s={row['sync_every']}: {row['step_s']:.3f} s ({seconds})", flush=True
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""vLLM servers on devices or machines of their own: sample from them, and hand them the policy's weights.
+
+    torchrun --nproc-per-node 6 train_dpo.py --generator-devices 6 7     # this machine's: they are started
+
+    python serve.py --model meta-llama/Llama-3.1-8B-Instruct             # another's: start it there, then
+    torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct --generator-url http://HOST:8000
+
+A server is vLLM's own, with the flags that let it take weights: on GPUs through vLLM's weight-transfer API,
+over NCCL; on a CPU through files in memory, so there it must run on the trainer's machine. Whoever reaches
+its port can change its weights: keep it on a network that you trust.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import requests
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.hf_argparser import HfArg
+
+from generate import Generator, engine_settings, in_background, load_in_worker
+from model import TINY_MODEL, load_config
+from ranks import from_first, rank
+from run import Count, Share, one_line_errors, parse_flags
+
+SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
+START_S = 1800  # a large model takes minutes to load
+CONTROL_S = 1800  # for the answer to anything but a prompt
+TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
+LOOK_S = 10  # seconds between two looks at the servers' health while a response is waited for
+FILE_BYTES = 2**29  # in one file, on a CPU: what this process holds a second time
+
+
+class ServerError(RuntimeError):
+    """A server that does not answer, or not as asked."""
+
+
+class ServedGenerator(Generator):
+    """vLLM servers: one started on each of `devices`, or those that run already at `urls`.
+
+    Every rank deals its prompts to all servers in turn; rank 0 alone starts them and hands them the weights.
+    ValueError in one line if a server cannot be had, or was not started by serve.py.
+    """
+
+    elsewhere = True
+
+    def __init__(self, path, dtype, max_model_len, devices, urls):
+        super().__init__(path, dtype)
+        self.processes, self.transfer = [], None
+        self.urls = from_first(lambda: self._start(devices, max_model_len) if devices else list(urls))
+        for url in self.urls:
+            self._check(url, max_model_len)
+        print(f"serve: {len(self.urls)} vLLM server{'s'[: len(self.urls) - 1]} will generate")
+
+    def _start(self, devices, max_model_len):
+        """Start a server on each device and wait until all answer. Returns their addresses."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        flags = ["--model", str(self.path), "--dtype", dtype, "--max-model-len", str(max_model_len)]
+        print(f"serve: starting vLLM on {', '.join(devices)}")
+        urls = []
+        for device in devices:
+            port = free_port()
+            # Without what torchrun tells its ranks, for one of which vLLM would take itself.
+            env = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUNS)}
+            if device != "cpu":
+                env["CUDA_VISIBLE_DEVICES"] = device
+            command = [sys.executable, __file__, "--attached", "True", "--port", str(port), *flags]
+            self.processes.append(subprocess.Popen(command, env=env))
+            urls.append(f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + START_S
+        for device, url, process in zip(devices, urls, self.processes, strict=True):
+            while not healthy(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    self.close()
+                    raise ValueError(f"--generator-devices {device}: its server did not start; see above")
+                time.sleep(0.5)
+        return urls
+
+    def _check(self, url, max_model_len):
+        remedy = f"start it by python serve.py --model {self.path} --max-model-len {max_model_len}"
+        try:
+            found = ask(url, "server_info?config_format=json", method="GET")["vllm_config"]["model_config"]
+        except ServerError as error:
+            what = f"no server that takes weights ({error})"
+            raise ValueError(f"--generator-url {url}: {what}; {remedy}") from error
+        for name, value in (("logprobs_mode", "processed_logprobs"), ("dtype", str(self.dtype))):
+            if found[name] != value:
+                raise ValueError(f"--generator-url {url}: its {name} is {found[name]}, not {value}; {remedy}")
+        if found["max_model_len"] < max_model_len:
+            has = f"a context of {found['max_model_len']} tokens, and {max_model_len} are needed"
+            raise ValueError(f"--generator-url {url}: it has {has}; {remedy}")
+
+    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
+        common = {"n": n, "temperature": temperature, "top_p": top_p, "logprobs": 0, "detokenize": False}
+        common["logit_bias"] = self.never or None
+        futures = []
+        for index, (ids, limit, seed) in enumerate(zip(prompt_ids, limits, seeds, strict=True)):
+            url = self.urls[(rank() + index) % len(self.urls)]
+            sampling = {**common, "max_tokens": limit, "seed": seed}
+            futures.append(in_background(self._complete_one, url, ids, sampling))
+        return [self._wait(future) for future in futures]
+
+    def _complete_one(self, url, ids, sampling):
+        if sampling["n"] > 1:  # as in VLLMGenerator: the prompt once, then its samples
+            generate(url, ids, {"max_tokens": 1, "detokenize": False})
+        choices = generate(url, ids, sampling)["choices"]
+        if len(choices) != sampling["n"]:
+            raise ServerError(f"{url} returned {len(choices)} samples of a prompt, not {sampling['n']}")
+        # The server says of every token which weights sampled it, by the name that stamp() gave them.
+        versions = {span["version"] for choice in choices for span in choice["weight_versions"]}
+        if self.version is not None and versions != {str(self.version)}:
+            raise ServerError(f"{url} sampled with weights of step {versions}, not of {self.version}")
+        return [
+            (c["token_ids"], [token["logprob"] for token in c["logprobs"]["content"]], c["finish_reason"])
+            for c in choices
+        ]
+
+    def _wait(self, future):
+        """A request's answer. ServerError if a server dies or hangs meanwhile."""
+        while True:
+            try:
+                return future.result(timeout=LOOK_S)
+            except NotYet:
+                for url in self.urls:
+                    if not healthy(url):
+                        raise ServerError(f"{url} has died, or hangs") from None
+
+    def score(self, ids):
+        sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
+        found = [generate(url, ids, sampling)["prompt_logprobs"] for url in self.urls]
+        return [[logps[t][str(ids[t])]["logprob"] for t in range(1, len(ids))] for logps in found]
+
+    def load_weights(self, weights):
+        taken = None
+        if rank() > 0:
+            deque(weights, maxlen=0)  # walked all the same: a sharded weight is gathered from all ranks
+        elif torch.cuda.is_available():
+            taken = self._send_by_nccl(weights)
+        else:
+            taken = self._send_by_files(weights)
+        return from_first(lambda: taken)  # so no rank goes on before the servers have them
+
+    def _send_by_nccl(self, weights):
+        """From this GPU to all servers' at once, in buckets, by vLLM's weight-transfer API."""
+        from vllm.distributed.weight_transfer.nccl_engine import (
+            NCCLTrainerInitInfo,
+            NCCLTrainerWeightTransferEngine,
+        )
+
+        source = Source(self.path, self.dtype, weights)
+        if self.transfer is None:
+            servers = Servers(self.urls)
+            host = "127.0.0.1" if self.processes else socket.gethostbyname(socket.gethostname())
+            group = NCCLTrainerInitInfo(host, free_port(), 1 + sum(servers.sizes), rank=0)
+            self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=servers, source=source)
+        self.transfer.source = source
+        self.transfer.send_weights()
+        names = {entry.name for entry in source.metadata()}
+        return names, names  # vLLM does not say here which took a value: the canary must
+
+    def _send_by_files(self, weights):
+        """Through files in memory, which every server reads."""
+        from safetensors.torch import save_file
+
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            for number, some in enumerate(buckets(weights, FILE_BYTES)):
+                save_file(some, f"{folder}/{number}.safetensors")
+            request = {"method": "load_folder", "kwargs": {"folder": folder}}
+            taken = [ask(url, "collective_rpc", request)["results"][0] for url in self.urls]
+        incomplete = [each for each in taken if each["loaded"] != each["expected"]]
+        worst = (incomplete or taken)[0]
+        return set(worst["loaded"]), set(worst["expected"])
+
+    def reset_prefix_cache(self):
+        return from_first(lambda: all(ask(url, "reset_prefix_cache")["success"] for url in self.urls))
+
+    def stamp(self, step):
+        super().stamp(step)
+        name = {"new_version": str(step)}
+        from_first(lambda: [ask(url, "update_weight_version", name) for url in self.urls])
+
+    def close(self):
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait()
+
+
+def ask(url, what, body=None, method="POST", timeout=CONTROL_S):
+    """A server's answer, from JSON. ServerError in one line if there is none."""
+    try:
+        answer = requests.request(method, f"{url}/{what}", json=body, timeout=timeout)
+    except requests.RequestException as error:
+        raise ServerError(f"{url} does not answer: {type(error).__name__}") from error
+    if not answer.ok:
+        raise ServerError(f"{url}/{what} answers {answer.status_code} {answer.text[:200]!r}")
+    return answer.json() if answer.content else None
+
+
+def generate(url, ids, sampling):
+    """vLLM's way for tokens in, tokens out. It may wait long for its turn: see ServedGenerator._wait."""
+    return ask(url, "inference/v1/generate", {"token_ids": ids, "sampling_params": sampling}, timeout=None)
+
+
+def healthy(url):
+    """Whether a server answers, and its engine lives."""
+    try:
+        return requests.get(f"{url}/health", timeout=3 * LOOK_S).ok
+    except requests.RequestException:
+        return False
+
+
+def buckets(weights, size):
+    """Yield (name, tensor) pairs as dictionaries of contiguous tensors on the CPU, `size` bytes in each."""
+    some, held = {}, 0
+    for name, weight in weights:
+        some[name], held = weight.cpu().contiguous(), held + weight.nbytes
+        if held >= size:
+            yield some
+            some, held = {}, 0
+    if some:
+        yield some
+
+
+Entry = namedtuple("Entry", "name dtype shape")
+
+
+class Source:
+    """Weights as vLLM's transfer wants them: names and shapes first, then (name, tensor), one at a time."""
+
+    def __init__(self, path, dtype, weights):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(load_config(path))
+        self.entries = [Entry(name, dtype, tuple(p.shape)) for name, p in model.named_parameters()]
+        self.weights = weights
+
+    def metadata(self):
+        return self.entries
+
+    def __iter__(self):
+        return iter(self.weights)
+
+
+class Servers:
+    """Several servers as the one that vLLM's transfer speaks to; each is asked in a thread of its own."""
+
+    def __init__(self, urls):
+        self.urls, self.pool = urls, ThreadPoolExecutor(len(urls))
+        self.sizes = [ask(url, "get_world_size", method="GET")["world_size"] for url in urls]
+
+    def _each(self, what, bodies):
+        list(self.pool.map(ask, self.urls, [what] * len(self.urls), bodies))
+
+    def init_weight_transfer_engine(self, init_info):
+        starts = [1 + sum(self.sizes[:i]) for i in range(len(self.urls))]  # rank 0 of the group sends
+        bodies = [{"init_info": {**init_info, "rank_offset": start}} for start in starts]
+        self._each("init_weight_transfer_engine", bodies)
+
+    def start_weight_update(self):
+        self._each("start_weight_update", [None] * len(self.urls))
+
+    def update_weights(self, update_info):
+        self._each("update_weights", [{"update_info": update_info}] * len(self.urls))
+
+    def finish_weight_update(self, weight_version=None):
+        self._each("finish_weight_update", [None] * len(self.urls))
+
+
+class Receiver:
+    """What a server's worker can do besides vLLM's own methods."""
+
+    def load_folder(self, folder):
+        loaded, expected = load_in_worker(self, None, folder)
+        return {"loaded": sorted(loaded), "expected": sorted(expected)}
+
+
+def free_port():
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass
+class Config:
+    model: str = HfArg(default=TINY_MODEL, help="The checkpoint that is trained.")
+    host: str = HfArg(default="127.0.0.1", help="Address to listen on; 0.0.0.0 for other machines' trainers.")
+    port: Count = HfArg(default=8000, help="Port to listen on.")
+    dtype: Literal["float32", "bfloat16"] | None = HfArg(default=None, help="As in the train scripts.")
+    max_model_len: Count | None = HfArg(
+        default=None, help="Tokens of the longest prompt and response. Default: the model's context."
+    )
+    memory: Share = HfArg(default=0.9, help="Share of the GPU's memory.")
+    tensor_parallel: Count = HfArg(default=1, help="GPUs that hold one copy of the model together.")
+    attached: bool = HfArg(default=False, help="End when the process that started this one ends.")
+
+
+def command(config):
+    """The command line of vLLM's server."""
+    dtype = getattr(torch, config.dtype or ("bfloat16" if torch.cuda.is_available() else "float32"))
+    context = load_config(config.model).get_text_config().max_position_embeddings
+    settings = engine_settings(config.model, dtype, config.max_model_len or context, config.memory)
+    settings |= {"host": config.host, "port": config.port, "uvicorn_log_level": "warning"}
+    settings |= {"enable_scale_out": True}  # tokens in, tokens out
+    settings |= {"worker_extension_cls": "serve.Receiver"}
+    if torch.cuda.is_available():
+        settings |= {"weight_transfer_config": '{"backend": "nccl"}'}
+    if config.tensor_parallel > 1:
+        settings |= {"tensor_parallel_size": config.tensor_parallel, "distributed_executor_backend": "mp"}
+    flags = []
+    for name, value in settings.items():
+        name = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", str(value)]
+    return [sys.executable, "-m", SERVER, *flags]
+
+
+def main(args=None):
+    config = parse_flags(Config, args)
+    with one_line_errors():
+        line = command(config)
+    if config.attached:  # Linux: a trainer that is killed leaves no server behind
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+    here = str(Path(__file__).resolve().parent)
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    env = {
+        **quiet,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # leave it to whoever starts it (taskset) to pin threads
+        **os.environ,
+        "VLLM_SERVER_DEV_MODE": "1",  # the paths that take weights and forget the cache
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),  # for Receiver
+    }
+    os.execvpe(line[0], line, env)  # this process becomes the server
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Generation on a vLLM server beside the trainer: a real one, on the CPU, started once for this file."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import serve
+import train_dpo
+import train_grpo
+from generate import Busy, check_engine, load_generator, sample_ahead
+from model import load_policy
+from run import read_metrics
+from sync import SyncError, sync
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+PATH = str(ROOT / "tiny/qwen3")  # tied: an output head of its own is what a reload leaves behind
+TRAIN = f"--model {PATH} --data tiny@validation --prompts-per-step 8 --samples-per-prompt 8 --steps 7"
+TRAIN += " --max-new-tokens 40 --lr 1e-4 --sync-every 3 --ahead 2"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server with room for 128 tokens; the generator that started it."""
+    generator = serve.ServedGenerator(PATH, torch.float32, 128, ["cpu"], [])
+    yield generator
+    generator.close()
+
+
+@pytest.fixture
+def policy():
+    """Weights that no checkpoint holds."""
+    model = load_policy(PATH)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def test_a_server_samples_what_an_own_engine_does(server, policy, prompts):
+    """Other seeds, weights or settings than those of the engine that the loop is tested with.
+
+    Breaks: no "seed" in sampling; leave repack_tied_head out of load_in_worker (the sync fails); 1.0 for
+    temperature.
+    """
+    own = load_generator("vllm", PATH, torch.float32, CPU, 128)
+    groups = []
+    for generator in (server, own):
+        sync(policy, generator, 5)
+        groups.append(generator.sample(prompts, 4, 0.7, 1.0, [20, 30], [3, 2**52]))
+    own.close()
+    for served, ours in zip(*groups, strict=True):
+        assert [r.response_ids for r in served] == [r.response_ids for r in ours]
+        assert [r.finish_reason for r in served] == [r.finish_reason for r in ours]
+        assert all(r.version == 5 for r in served) and len({tuple(r.response_ids) for r in served}) > 1
+        for one, other in zip(served, ours, strict=True):
+            assert one.logps == pytest.approx(other.logps, abs=1e-5)
+
+
+@pytest.mark.parametrize("script", [train_dpo, train_grpo])
+def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
+    """Steps sampled past a sync, or twice, because they are sampled while the trainer trains.
+
+    Breaks: config.ahead alone for `end`; range(step, end) for the steps to sample.
+    """
+    rows = {}
+    for name, flags in (("own", ""), ("served", f"--generator-url {server.urls[0]}")):
+        script.main(f"{TRAIN} --run-dir {tmp_path / name} {flags}".split())
+        rows[name] = read_metrics(tmp_path / name)
+    for one, other in zip(rows["own"], rows["served"], strict=True):
+        for key, value in one.items():
+            expected = value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)
+            assert key.endswith("_s") or other[key] == expected, key
+    assert [row["staleness"] for row in rows["served"]] == [0, 1, 2, 0, 1, 2, 0]
+    for row in rows["own"]:  # one device: whoever generates does not train
+        assert row["generate_s"] == pytest.approx(row["trainer_idle_s"], abs=0.1)
+    for row in (*rows["own"], *rows["served"]):
+        assert row["generate_s"] + row["generator_idle_s"] == pytest.approx(row["step_s"], abs=0.1)
+        assert row["trainer_idle_s"] + row["train_s"] + row["score_s"] + row["sync_s"] < row["step_s"] + 0.01
+
+
+def test_a_server_masks_what_no_text_contains(server, policy, prompts, monkeypatch):
+    """As test_generate has it for an own engine; here any ids stand for the padding. Break: no logit_bias."""
+    sync(policy, server, 0)
+
+    def sampled():
+        groups = server.sample(prompts, 4, 1.0, 1.0, 20, [1, 2])
+        return {token for group in groups for rollout in group for token in rollout.response_ids}
+
+    common = sampled()
+    monkeypatch.setattr(server, "never", dict.fromkeys(common, -100.0))
+    assert common and not common & sampled()
+
+
+def test_weights_that_do_not_arrive_are_caught(server, policy, monkeypatch):
+    """Online training that is offline, one machine further away. Break: make canary_gap return 0."""
+    sync(policy, server, 0)
+    old = dict(next(serve.buckets(policy.state_dict().items(), 2**30)))
+    stale = {name: weight.clone() for name, weight in old.items()}
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.1)
+    monkeypatch.setattr(serve, "buckets", lambda weights, size: [{n: stale[n] for n, _ in weights}])
+    with pytest.raises(SyncError, match="disagree on the canary"):
+        sync(policy, server, 1)
+    monkeypatch.setattr(serve, "buckets", lambda weights, size: [dict(list(weights)[1:])])
+    with pytest.raises(SyncError, match=r"missing \['model.embed_tokens.weight'\]"):
+        sync(policy, server, 1)
+
+
+def test_a_server_says_which_weights_sampled(server, policy, prompts):
+    """A server that somebody else's run gives weights to. Break: no comparison of versions."""
+    sync(policy, server, 4)
+    serve.ask(server.urls[0], "update_weight_version", {"new_version": "77"})
+    with pytest.raises(serve.ServerError, match="weights of step {'77'}, not of 4"):
+        server.sample(prompts, 2, 1.0, 1.0, 4, [1, 2])
+    server.stamp(4)
+    assert server.sample(prompts, 2, 1.0, 1.0, 4, [1, 2])[0][0].version == 4
+
+
+def test_every_bucket_arrives():
+    """The last weights of a model left in the last bucket. Break: no `if some`."""
+    weights = [(str(i), torch.full((3,), float(i))) for i in range(7)]
+    found = list(serve.buckets(weights, 24))
+    assert [list(some) for some in found] == [["0", "1"], ["2", "3"], ["4", "5"], ["6"]]
+    together = {name: weight for some in found for name, weight in some.items()}
+    assert all(torch.equal(together[name], weight) for name, weight in weights)
+
+
+def test_source_lists_what_follows(policy):
+    """Names, shapes or an order that vLLM would cut the stream by, and that the weights do not have. Break:
+    list state_dict(), where a tied head comes twice."""
+    source = serve.Source(PATH, torch.bfloat16, policy.named_parameters())
+    entries = [(entry.name, entry.shape) for entry in source.metadata()]
+    assert entries == [(name, tuple(weight.shape)) for name, weight in source]
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """A server that is not vLLM, or, under /small, one whose flags are others."""
+
+    def do_GET(self):  # noqa: N802
+        model = {"logprobs_mode": "raw_logprobs", "dtype": "torch.float32", "max_model_len": 4096}
+        body = json.dumps({"vllm_config": {"model_config": model}}).encode()
+        self.send_response(200 if self.path.startswith("/raw") else 404)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def stranger():
+    """Its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.server_port}"
+        listener.shutdown()
+
+
+def test_servers_that_cannot_be_used(server, stranger, tmp_path, capsys):
+    """A traceback, or log-probs of another distribution. Breaks: no except in _check; no comparison there."""
+    for url, room, problem in (
+        (f"http://127.0.0.1:{serve.free_port()}", 40, "does not answer"),
+        (stranger, 40, "answers 404"),
+        (f"{stranger}/raw", 40, "its logprobs_mode is raw_logprobs, not processed_logprobs"),
+        (server.urls[0], 200, "a context of 128 tokens"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            flags = TRAIN.replace("--max-new-tokens 40", f"--max-new-tokens {room}")
+            train_dpo.main(f"{flags} --run-dir {tmp_path / 'run'} --generator-url {url}".split())
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stop.value.code == 2 and f"--generator-url {url}: " in message and problem in message
+        assert "start it by python serve.py" in message and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (("vllm", False, ["0"], ["http://x"]), "not both"),
+        (("transformers", False, ["0"], []), "--generator-devices: these are vLLM servers"),
+        (("vllm", True, [], ["http://x"]), "--engine-sleep: with --generator-url"),
+        (("vllm", False, ["1", "2"], []), "a rank trains on 2"),
+    ],
+)
+def test_flags_that_do_not_fit(arguments, problem, monkeypatch):
+    """A flag that is silently ignored, or a GPU with two owners. Breaks: drop each check."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    with pytest.raises(ValueError, match=problem):
+        check_engine(*arguments)
+
+
+def test_busy_counts_overlapping_calls_once():
+    """Two requests at a time counted as twice the time. Break: add each call's own seconds."""
+    busy = Busy()
+    with busy:
+        with busy:
+            time.sleep(0.05)
+            inside = busy.seconds()
+        time.sleep(0.05)
+    after = busy.seconds()
+    time.sleep(0.05)
+    assert 0.05 <= inside < after and 0.1 <= after == busy.seconds() < 0.2
+
+
+def test_an_error_in_the_background_reaches_the_loop():
+    """A thread that dies, and a trainer that waits for it for ever. Break: no except in in_background."""
+
+    class Failing:
+        elsewhere, version = True, 0
+
+        def sample(self, *arguments, **keywords):
+            raise serve.ServerError("gone")
+
+    config = train_dpo.Config()
+    (future,) = sample_ahead(Failing(), iter([[]]), range(1), config)
+    with pytest.raises(serve.ServerError, match="gone"):
+        future.result(timeout=10)
+
+
+def test_a_dead_server_ends_the_wait(server, policy, prompts, monkeypatch):
+    """Hours of waiting for a server that is gone. Break: no except in ask(), and no _wait.
+
+    The last test here: the server does not survive it.
+    """
+    monkeypatch.setattr(serve, "LOOK_S", 1)
+    sync(policy, server, 0)
+    (process,) = server.processes
+    threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
+    started = time.monotonic()
+    with pytest.raises(serve.ServerError, match=f"{server.urls[0]} (does not answer|has died)"):
+        for seed in range(1000):
+            server.sample(prompts * 20, 8, 1.0, 1.0, 80, [seed] * 40)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_leaves_no_server(tmp_path):
+    """A server that holds its port and memory after its run. Break: no prctl in serve.main."""
+    command = f"train_dpo.py {TRAIN} --steps 1000 --run-dir {tmp_path / 'run'} --generator-devices cpu"
+    trainer = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert trainer.poll() is None
+        time.sleep(0.5)
+    found = subprocess.run(["pgrep", "-P", str(trainer.pid)], capture_output=True, text=True)
+    children = found.stdout.split()
+    trainer.kill()
+    trainer.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert children
