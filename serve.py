@@ -21,6 +21,7 @@ import time
 from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,7 +78,7 @@ class ServedGenerator(Generator):
             if device != "cpu":
                 env["CUDA_VISIBLE_DEVICES"] = device
             command = [sys.executable, __file__, "--attached", "True", "--port", str(port), *flags]
-            self.processes.append(subprocess.Popen(command, env=env))
+            self.processes.append(subprocess.Popen(command, env=env, start_new_session=True))
             urls.append(f"http://127.0.0.1:{port}")
         deadline = time.monotonic() + START_S
         for device, url, process in zip(devices, urls, self.processes, strict=True):
@@ -197,6 +198,8 @@ class ServedGenerator(Generator):
             process.terminate()
         for process in self.processes:
             process.wait()
+            with suppress(ProcessLookupError):  # of a server that was killed, the engine may live on
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def ask(url, what, body=None, method="POST", timeout=CONTROL_S):
