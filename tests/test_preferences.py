@@ -75,7 +75,8 @@ def test_bad_data_is_one_line(rows, problem, checkpoints, tmp_path, capsys):
     if rows:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit) as stop:
-        preferences.main(f"--model {checkpoints['llama']} --data {file} --out {tmp_path / 'out'}".split())
+        flags = f"--model {checkpoints['llama']} --layers 1 --data {file} --out {tmp_path / 'out'}"
+        preferences.main(flags.split())
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and "--data" in message and problem in message
     assert not (tmp_path / "out").exists()
