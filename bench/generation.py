@@ -1,0 +1,156 @@
+"""Measure the tokens per second of our rollouts beside bare vLLM on the same token ids.
+
+    python bench/generation.py        # ten minutes on two cores; needs models/smollm2 (README, second path)
+
+Ours is VLLMGenerator.sample: chat template, seeds, log-probs, n samples a prompt. Bare is
+vllm.LLM(...).generate on the ids of the same prompts, with the same sampling parameters, in three ways:
+
+- same engine: our settings, in the caller's process, so that only our own code differs;
+- defaults: what a user writes, with two settings without which it does not run here: prompts go in whole,
+  since the CPU sampler crashes on a seeded request that is cut, and a limit to the cache, since the default
+  takes 92 % of the memory;
+- no seeds: our engine without seeds and log-probs, which training needs and a plain user does not.
+
+Every way runs in fresh processes, the ways in turns. The engine's start and the first call are not counted;
+before each call the prefix cache is emptied, as sync() does. Tokens are those really produced.
+"""
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+from transformers.hf_argparser import HfArg
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
+
+from run import Count, one_line_errors, parse_flags, surroundings  # noqa: E402
+
+# name: checkpoint, prompts, dtype, P, samples a prompt, longest response, longest prompt and response
+POINTS = {
+    "tiny": ("tiny/llama", "tiny", "float32", 64, 8, 64, 256),
+    "smollm2": ("models/smollm2", "models/one_digit.jsonl", "bfloat16", 8, 8, 48, 256),
+}
+WAYS = ("ours", "same engine", "defaults", "no seeds")
+
+
+@dataclass
+class Config:
+    points: list[str] = HfArg(default_factory=lambda: list(POINTS), help="Of tiny and smollm2.")
+    rounds: Count = HfArg(default=2, help="Fresh processes of each way.")
+    calls: Count = HfArg(default=3, help="Timed calls in each.")
+    out: str = HfArg(default="results/generation/numbers.json", help="Where the numbers are written.")
+
+
+def in_new_process(function, *args):
+    """function(*args) in a new process, with the C library as it is: what is timed is what a user gets."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(function, *args).result()
+
+
+def measure(way, path, data, dtype, P, n, max_tokens, max_model_len, calls):
+    """[(tokens, seconds)] of some calls after a first one, and their ids; in this fresh process."""
+    import torch
+
+    from data import load_prompts
+    from generate import encode_prompts, load_generator, request_seed
+    from model import load_tokenizer
+
+    prompts = load_prompts(data)[:P]
+    seeds = [request_seed(0, 0, prompt.id) for prompt in prompts]
+    if way == "ours":
+        generator = load_generator(
+            "vllm", path, getattr(torch, dtype), torch.device("cpu"), max_model_len=max_model_len
+        )
+        llm = generator.llm
+
+        def call():
+            groups = generator.sample(prompts, n, 1.0, 1.0, max_tokens, seeds)
+            return [rollout.response_ids for group in groups for rollout in group]
+
+    else:
+        settings = {"kv_cache_memory_bytes": 2**30, "gpu_memory_utilization": 0.1}  # the second: of its check
+        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
+        if way != "defaults":
+            os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            torch._dynamo.config.disable = True
+            settings |= {"enforce_eager": True, "distributed_executor_backend": "uni", "block_size": 32}
+            settings |= {"logprobs_mode": "processed_logprobs"}
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        import vllm
+
+        llm = vllm.LLM(path, dtype=dtype, max_model_len=max_model_len, **settings)
+        ids = encode_prompts(load_tokenizer(path), prompts)
+        params = [
+            vllm.SamplingParams(
+                n=n, max_tokens=max_tokens, **({} if way == "no seeds" else {"seed": seed, "logprobs": 0})
+            )
+            for seed in seeds
+        ]
+
+        def call():
+            outputs = llm.generate([{"prompt_token_ids": i} for i in ids], params, use_tqdm=False)
+            return [list(response.token_ids) for output in outputs for response in output.outputs]
+
+    timed = []
+    for _ in range(1 + calls):
+        llm.reset_prefix_cache()
+        start = time.perf_counter()
+        responses = call()
+        timed.append((sum(map(len, responses)), time.perf_counter() - start))
+    llm.llm_engine.engine_core.shutdown()
+    return timed[1:], responses
+
+
+def measure_point(name, rounds, calls):
+    """Tokens per second of every way, the median over all its calls, and whether all gave the same tokens."""
+    speeds, responses = {way: [] for way in WAYS}, {}
+    for turn in range(rounds):
+        for way in WAYS[turn % 2 :] + WAYS[: turn % 2]:
+            timed, responses[way] = in_new_process(measure, way, *POINTS[name], calls)
+            speeds[way] += [tokens / seconds for tokens, seconds in timed]
+            print(f"{name:8} {way:12} {median(speeds[way]):7.0f} tokens/s", flush=True)
+    return {
+        "point": name,
+        "tokens": sum(map(len, responses["ours"])),
+        "tokens_per_s": {way: median(values) for way, values in speeds.items()},
+        "ours_over": {way: median(speeds["ours"]) / median(speeds[way]) for way in WAYS[1:]},
+        "same_tokens_as": {way: responses[way] == responses["ours"] for way in WAYS[1:3]},
+        "all_calls": speeds,
+    }
+
+
+def as_markdown(rows):
+    """One line a way and point: tokens per second, and ours over it."""
+    lines = ["| model | way | tokens/s | lowest, highest | ours over it |", "|" + "---|" * 5]
+    for row in rows:
+        for way, speed in row["tokens_per_s"].items():
+            calls = row["all_calls"][way]
+            ratio = f"{row['ours_over'][way]:.2f}" if way in row["ours_over"] else ""
+            spread = f"{min(calls):.0f}, {max(calls):.0f}"
+            lines.append(f"| {row['point']} | {way} | {speed:.0f} | {spread} | {ratio} |")
+    return "\n".join(lines)
+
+
+def main(args=None):
+    config = parse_flags(Config, args)
+    with one_line_errors():
+        for name in config.points:
+            if name not in POINTS:
+                raise ValueError(f"--points {name}: takes {' or '.join(POINTS)}")
+            if not Path(POINTS[name][0]).exists():
+                raise ValueError(f"--points {name}: no {POINTS[name][0]} here (README, second path)")
+    rows = [measure_point(name, config.rounds, config.calls) for name in config.points]
+    print(as_markdown(rows))
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings(), "points": rows}
+    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
