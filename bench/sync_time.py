@@ -1,0 +1,161 @@
+"""Measure the seconds of a sync beside one plain copy of the same weights, and whether syncs leave memory
+behind (CPU, Linux).
+
+    python bench/sync_time.py         # minutes; needs models/smollm2 (README, second path)
+
+The plain copy is destination.copy_(source) for every parameter, from the float32 policy into tensors of the
+engine's dtype: the cast is part of it, as of a sync. Both are timed in turns in one fresh process, after the
+first sync, which a rehearsal precedes. The sync's parts: load_weights, which pulls the weights, casts them
+and has vLLM repack them; the reset of the prefix cache; score, the canary in the engine; and the rest, which
+is the canary in the trainer. Packing, timed beside them, is what a CPU engine cannot do without: every matrix
+once into the layout of vLLM's matrix kernel (oneDNN's). Memory is that of another process: VmRSS after every
+one of many syncs.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers.hf_argparser import HfArg
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
+
+from bench.generation import POINTS, in_new_process  # noqa: E402
+from bench.token_logps_memory import resident  # noqa: E402
+from generate import load_generator  # noqa: E402
+from model import load_policy  # noqa: E402
+from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings  # noqa: E402
+from sync import sync  # noqa: E402
+
+PARTS = ("load_weights", "reset_prefix_cache", "score")  # methods of a generator
+TIMED = ("plain copy", "packing", "sync", *PARTS, "trainer")
+SETTLED = 20  # syncs after which memory must stay where it is
+SHOWN = (1, 10, 50, 100, 200)
+
+
+@dataclass
+class Config:
+    points: list[str] = HfArg(default_factory=lambda: list(POINTS), help="Of tiny and smollm2.")
+    repeats: Count = HfArg(default=15, help="Timed syncs, and plain copies.")
+    syncs: Count = HfArg(default=200, help="Syncs in a row for the memory, more than 20.")
+    out: str = HfArg(default="results/sync_time/numbers.json", help="Where the numbers are written.")
+
+
+def load_both(name):
+    """A policy and an engine of the same checkpoint, synced once."""
+    path, _, dtype, *_ = POINTS[name]
+    generator = load_generator("vllm", path, getattr(torch, dtype), torch.device("cpu"), max_model_len=128)
+    policy = load_policy(path)
+    sync(policy, generator, 0)
+    return policy, generator
+
+
+def watched(method, watch, part):
+    """A method that adds its seconds to a stopwatch."""
+
+    def timed(*args):
+        with watch(part):
+            return method(*args)
+
+    return timed
+
+
+@torch.no_grad()
+def times(name, repeats):
+    """Medians in seconds, in this fresh process: the plain copy, packing, the whole sync and its parts."""
+    from vllm._custom_ops import create_onednn_mm
+
+    policy, generator = load_both(name)
+    sources = list(policy.parameters())
+    destinations = [torch.empty_like(p, dtype=generator.dtype) for p in sources]
+    matrices = [destination for destination in destinations if destination.ndim == 2]
+    methods = {part: getattr(generator, part) for part in PARTS}
+    seconds = {what: [] for what in TIMED}
+    for turn in range(repeats + 1):
+        start = time.perf_counter()
+        for source, destination in zip(sources, destinations, strict=True):
+            destination.copy_(source)
+        copied, start = time.perf_counter() - start, time.perf_counter()
+        for matrix in matrices:
+            create_onednn_mm(matrix.t(), 32)
+        packed, watch = time.perf_counter() - start, Stopwatch()
+        for part, method in methods.items():
+            setattr(generator, part, watched(method, watch, part))
+        start = time.perf_counter()
+        sync(policy, generator, turn)
+        whole = time.perf_counter() - start
+        rest = whole - sum(watch.seconds.values())
+        found = {"plain copy": copied, "packing": packed, "sync": whole, "trainer": rest, **watch.seconds}
+        for what, value in found.items():
+            seconds[what] += [value] if turn else []  # the first touches the destinations' pages
+    return {
+        "bytes": sum(d.numel() * d.element_size() for d in destinations),
+        "tensors": len(destinations),
+        **{what: median(values) for what, values in seconds.items()},
+    }
+
+
+def memory(name, syncs):
+    """Kilobytes resident after every sync, in this fresh process."""
+    policy, generator = load_both(name)
+    after = []
+    for step in range(syncs):
+        sync(policy, generator, step)
+        after.append(resident("VmRSS") // 1024)
+    return after
+
+
+def slope(values):
+    """Least-squares slope of values at 0, 1, 2, ..., per place."""
+    middle = (len(values) - 1) / 2
+    return sum((x - middle) * y for x, y in enumerate(values)) / sum(
+        (x - middle) ** 2 for x in range(len(values))
+    )
+
+
+def as_markdown(rows):
+    """One line a model for the seconds, and one for the memory."""
+    lines = [
+        f"| model | tensors | MB | {' | '.join(TIMED)} | load_weights / copy | sync / copy |",
+        "|" + "---|" * (len(TIMED) + 5),
+    ]
+    for row in rows:
+        cells = [row["point"], row["tensors"], f"{row['bytes'] / 1e6:.1f}"]
+        cells += [f"{1e3 * row[head]:.2f} ms" for head in TIMED]
+        cells += [f"{row[what] / row['plain copy']:.1f}" for what in ("load_weights", "sync")]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    shown = [after for after in SHOWN if after <= len(rows[0]["resident_kb"])]
+    lines += ["", f"| model | {' | '.join(f'after {s}' for s in shown)} | KB a sync, after {SETTLED} |"]
+    lines.append("|" + "---|" * (len(shown) + 2))
+    for row in rows:
+        cells = [f"{row['resident_kb'][after - 1] / 1024:.1f} MB" for after in shown]
+        lines.append(f"| {row['point']} | {' | '.join(cells)} | {row['kb_per_sync']:.1f} |")
+    return "\n".join(lines)
+
+
+def main(args=None):
+    config = parse_flags(Config, args)
+    with one_line_errors():
+        if config.syncs < SETTLED + 2:
+            raise ValueError(f"--syncs {config.syncs}: takes at least {SETTLED + 2}")
+        for name in config.points:
+            if name not in POINTS or not Path(POINTS[name][0]).exists():
+                raise ValueError(f"--points {name}: takes {' or '.join(POINTS)}, whose checkpoint is here")
+    rows = []
+    for name in config.points:
+        row = {"point": name, **in_new_process(times, name, config.repeats)}
+        after = in_new_process(memory, name, config.syncs)
+        rows.append({**row, "resident_kb": after, "kb_per_sync": slope(after[SETTLED:])})
+        print(as_markdown(rows[-1:]), flush=True)
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings(), "points": rows}
+    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    print(as_markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
