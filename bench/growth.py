@@ -152,7 +152,7 @@ def plot(points, fits, out):
                 axis.plot(
                     ends, [fit["intercept"] + fit["slope"] * x for x in ends], color=dots.get_color(), lw=1
                 )
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max(point[key] for point in several for key in keys))
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xlabel(TITLES[factor])
