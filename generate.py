@@ -310,10 +310,10 @@ def repack_tied_head(model):
     embedding's tensor, but a tied head is not a weight of its own, so its packed copy stays at the old ones.
     Nothing reports it.
     """
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in model.modules():
-        if isinstance(module, VocabParallelEmbedding):  # the head's class derives from it
+        if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
 
 

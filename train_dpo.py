@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
+from checkpoint import Checkpoints
 from data import MixedIterator, load_held_out, load_sources
 from evaluate import validate
 from generate import check_engine, fit_tasks, load_generator, sample_ahead
@@ -50,11 +51,13 @@ from run import (
     Positive,
     Run,
     Share,
+    Stop,
     Stopwatch,
     by_task,
+    check_run_dir,
+    check_same_run,
     one_line_errors,
     parse_flags,
-    refuse_used,
 )
 from sync import sync
 from train_grpo import group_advantages, grpo_loss, kl_estimate
@@ -71,7 +74,8 @@ class Config:
     reward_model: str | None = HfArg(
         default=None, help="A checkpoint that scores chat; answers to math are verified, whatever it is."
     )
-    run_dir: str = HfArg(default="runs/dpo", help="Where the run is written. Must be new or empty.")
+    run_dir: str = HfArg(default="runs/dpo", help="Where the run is written: new, empty, or --resume.")
+    resume: bool = HfArg(default=False, help="Go on with the run in --run-dir from its newest checkpoint.")
     seed: int = HfArg(default=0, help="Seed of the prompts' order, of the samples and of the pairs.")
     steps: Count = HfArg(default=100, help="Optimizer steps.")
     sync_every: Every = HfArg(
@@ -149,8 +153,11 @@ class Config:
     )
     ahead: Count = HfArg(default=10, help="Sample up to so many steps ahead, never past the next sync.")
     save_every: Every = HfArg(
-        default=Every("inf"), help="Export a checkpoint every so many steps, and at the end."
+        default=Every("inf"),
+        help="Every so many steps, write a checkpoint to resume from, and an export to use; an export at the "
+        "end, too.",
     )
+    keep: Count = HfArg(default=2, help="Checkpoints to keep, the newest; each is three times the weights.")
     eval_every: Every = HfArg(
         default=Every("inf"),
         help="Every so many steps, and at the end, export a checkpoint and measure it on held-out prompts; "
@@ -265,7 +272,7 @@ def main(args=None):
             raise ValueError("--samples-per-prompt 1: a pair takes at least 2")
         rank, world, device = init_ranks()
         if rank == 0:
-            refuse_used(config.run_dir)
+            check_run_dir(config)
         config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
         elsewhere = config.generator_devices, config.generator_url
@@ -279,6 +286,8 @@ def main(args=None):
         max_model_len = fit_tasks(config.model, tokenizer, every, config.max_new_tokens)
         if config.sync_ref_every is None:
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
+        if rank == 0:
+            check_same_run(config)
         scorer = Scorer(tasks, config.reward_model, device)
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank, world)
@@ -297,11 +306,17 @@ def main(args=None):
     reference = load_policy(config.model, attention=config.attention).requires_grad_(False)
     reference = shard(reference, device, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
-    run = Run(config.run_dir, config, rank)
-    sampled = deque()  # the batches of the coming steps, never past the next sync
+    # What a resumed run goes on with, besides weights. sampled: the coming steps' batches, never past the
+    # next sync. counts: over the steps so far.
+    start, sampled, counts = 0, deque(), {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0}
+    checkpoints = Checkpoints(config, policy, optimizer, reference, generator, scorer)
+    if config.resume:
+        with one_line_errors():
+            start, sampled, counts = checkpoints.load(batches) or (start, sampled, counts)
+    run = Run(config, rank, start)
+    stop = Stop()  # at SIGTERM or Ctrl-C, after the step
 
-    tokens_so_far, seconds_so_far = 0, 0.0
-    progress = tqdm(range(config.steps), desc="train_dpo")
+    progress = tqdm(range(start, config.steps), desc="train_dpo", initial=start, total=config.steps)
     for step in progress:
         watch, generated_before = Stopwatch(), generator.busy.seconds()
 
@@ -310,6 +325,7 @@ def main(args=None):
         with watch("sync_s"):
             if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
                 sync_gap = largest([sync(policy, generator, step)])
+                checkpoints.note_sync()
             if step % config.sync_ref_every == 0:
                 copy_weights(policy, reference)
 
@@ -390,12 +406,16 @@ def main(args=None):
                 seen["margin"] += (ours - refs)[chosen].sub((ours - refs)[rejected]).tolist()
             if all_groups:
                 grad_norm = clip_gradients(policy, config.grad_clip)
-                optimizer.step()
+                finite = math.isfinite(grad_norm)  # on all ranks, or on none
+                if finite:
+                    optimizer.step()
                 optimizer.zero_grad()
+                counts["skipped"] += not finite
+                counts["skipped_in_a_row"] = 0 if finite else counts["skipped_in_a_row"] + 1
 
         # --- Record: README defines every key; None where a step has nothing to measure ---
         tokens = int(total(lengths))
-        tokens_so_far, seconds_so_far = tokens_so_far + tokens, seconds_so_far + watch.total()
+        counts["tokens"], counts["seconds"] = counts["tokens"] + tokens, counts["seconds"] + watch.total()
         generated_s = generator.busy.seconds() - generated_before
         has_pair = [min(group) < max(group) for group in rewards.tolist() for _ in group]  # P * G
         verified = [i for i, prompt in enumerate(asked) if prompt.task == "math"]
@@ -421,9 +441,10 @@ def main(args=None):
             "chosen_length": mean(lengths[chosen] for _, chosen, _ in pairs),
             "rejected_length": mean(lengths[rejected] for _, _, rejected in pairs),
             "grad_norm": grad_norm if all_groups else None,
+            "skipped_steps": counts["skipped"],
             **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
             "tokens": tokens,
-            "tokens_per_s": tokens_so_far / seconds_so_far,
+            "tokens_per_s": counts["tokens"] / counts["seconds"],
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),
             **watch.seconds,  # sync_s, trainer_idle_s, score_s, train_s
             "generate_s": generated_s,
@@ -434,13 +455,23 @@ def main(args=None):
         run.save_rollouts(step, asked, rollouts, responses, scores)
         progress.set_postfix(reward=f"{metrics['reward']:.2f}", staleness=staleness, loss=metrics["loss"])
 
-        last = step + 1 == config.steps
+        last, stopping = step + 1 == config.steps, stop.asked()
         measured = held_out and ((step + 1) % config.eval_every == 0 or last)
         if (step + 1) % config.save_every == 0 or measured or last:
             checkpoint = run.export(policy, tokenizer, step + 1)
         if measured and rank == 0:
             validate(checkpoint, held_out, config)
+        if (step + 1) % config.save_every == 0 or stopping:
+            checkpoints.save(step + 1, batches, sampled, counts)
+        if counts["skipped_in_a_row"] == 3:
+            raise FloatingPointError(
+                f"step {step}: the third gradient in a row that is not finite; {checkpoints.remedy()}"
+            )
+        if stopping and not last:
+            print(f"train_dpo: stopped after step {step}; the same command with --resume goes on")
+            break
 
+    stop.close()
     scorer.close()
     generator.close()
     if dist.is_initialized():

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
+from checkpoint import Checkpoints
 from data import MixedIterator, load_held_out, load_sources
 from evaluate import validate
 from generate import check_engine, fit_tasks, load_generator, sample_ahead
@@ -36,6 +37,7 @@ from model import (
     load_policy,
     load_tokenizer,
     shard,
+    sharing_pays,
     token_logps,
 )
 from ranks import init_ranks, largest, mean, same_number, total
@@ -48,11 +50,13 @@ from run import (
     Positive,
     Run,
     Share,
+    Stop,
     Stopwatch,
     by_task,
+    check_run_dir,
+    check_same_run,
     one_line_errors,
     parse_flags,
-    refuse_used,
 )
 from sync import sync
 
@@ -68,7 +72,8 @@ class Config:
     reward_model: str | None = HfArg(
         default=None, help="A checkpoint that scores chat; answers to math are verified, whatever it is."
     )
-    run_dir: str = HfArg(default="runs/grpo", help="Where the run is written. Must be new or empty.")
+    run_dir: str = HfArg(default="runs/grpo", help="Where the run is written: new, empty, or --resume.")
+    resume: bool = HfArg(default=False, help="Go on with the run in --run-dir from its newest checkpoint.")
     seed: int = HfArg(default=0, help="Seed of the prompts' order and of the samples.")
     steps: Count = HfArg(default=100, help="Optimizer steps.")
     sync_every: Every = HfArg(
@@ -141,8 +146,11 @@ class Config:
     )
     ahead: Count = HfArg(default=10, help="Sample up to so many steps ahead, never past the next sync.")
     save_every: Every = HfArg(
-        default=Every("inf"), help="Export a checkpoint every so many steps, and at the end."
+        default=Every("inf"),
+        help="Every so many steps, write a checkpoint to resume from, and an export to use; an export at the "
+        "end, too.",
     )
+    keep: Count = HfArg(default=2, help="Checkpoints to keep, the newest; each is three times the weights.")
     eval_every: Every = HfArg(
         default=Every("inf"),
         help="Every so many steps, and at the end, export a checkpoint and measure it on held-out prompts; "
@@ -247,6 +255,22 @@ def to_batch(rollouts, device):
     return input_ids.to(device), response_mask.to(device), old_logps.to(device)
 
 
+def groups_to_share(policy, rollouts, G):
+    """The responses to a prompt, as indices into rollouts, together if that saves forwards of the prompt.
+
+    Else each is a group of its own, which leaves less to pad.
+    """
+    groups = []
+    for first in range(0, len(rollouts), G):
+        group = list(range(first, first + G))
+        prompt = len(rollouts[first].prompt_ids)
+        responses = sum(len(rollouts[i].response_ids) for i in group)
+        shared = prompt + responses
+        pays = sharing_pays(policy, (G, prompt + responses / G), shared, shared)
+        groups += [group] if pays else [[i] for i in group]
+    return groups
+
+
 def micro_batches(groups, rollouts, max_tokens):
     """Split groups of indices into rollouts into batches of at most max_tokens tokens, padding included.
 
@@ -277,7 +301,7 @@ def main(args=None):
             raise ValueError("--samples-per-prompt 1: a group takes at least 2")
         rank, world, device = init_ranks()
         if rank == 0:
-            refuse_used(config.run_dir)
+            check_run_dir(config)
         config.dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
         elsewhere = config.generator_devices, config.generator_url
@@ -289,6 +313,8 @@ def main(args=None):
         held_out = load_held_out(config.data, sources) if config.eval_every < math.inf else {}
         every = [prompts for prompts, _ in sources] + list(held_out.values())
         max_model_len = fit_tasks(config.model, tokenizer, every, config.max_new_tokens)
+        if rank == 0:
+            check_same_run(config)
         scorer = Scorer(tasks, config.reward_model, device)
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank, world)
@@ -317,16 +343,22 @@ def main(args=None):
     reference = load_policy(config.model, attention=config.attention).requires_grad_(False)
     reference = shard(reference, device, dtype)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
-    run = Run(config.run_dir, config, rank)
     low, high = {  # the bounds of a token's ratio; what lies outside is counted as bound_frac
         "none": (0, math.inf),
         "clip": (1 - config.clip_low, 1 + config.clip_high),
         "tis": (0, config.tis_cap),
     }[config.correction]
-    sampled = deque()  # the batches of the coming steps, never past the next sync
+    # What a resumed run goes on with, besides weights. sampled: the coming steps' batches, never past the
+    # next sync. counts: over the steps so far.
+    start, sampled, counts = 0, deque(), {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0}
+    checkpoints = Checkpoints(config, policy, optimizer, reference, generator, scorer)
+    if config.resume:
+        with one_line_errors():
+            start, sampled, counts = checkpoints.load(batches) or (start, sampled, counts)
+    run = Run(config, rank, start)
+    stop = Stop()  # at SIGTERM or Ctrl-C, after the step
 
-    tokens_so_far, seconds_so_far = 0, 0.0
-    progress = tqdm(range(config.steps), desc="train_grpo")
+    progress = tqdm(range(start, config.steps), desc="train_grpo", initial=start, total=config.steps)
     for step in progress:
         watch, generated_before = Stopwatch(), generator.busy.seconds()
 
@@ -335,6 +367,7 @@ def main(args=None):
         with watch("sync_s"):
             if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
                 sync_gap = largest([sync(policy, generator, step)])
+                checkpoints.note_sync()
             if step % config.sync_ref_every == 0:
                 copy_weights(policy, reference)
 
@@ -358,17 +391,17 @@ def main(args=None):
 
         # --- Compare: each response with its group ---
         advantages = group_advantages(rewards, config.advantage_scale).flatten().to(device)  # (P * G,)
-        groups = [[i] for i in range(len(rollouts))]  # nothing ties responses together from here on
         lengths = [len(r.response_ids) for r in rollouts]  # P * G
+        groups = groups_to_share(policy, rollouts, config.samples_per_prompt)
         limits = torch.tensor([config.max_new_tokens.of(prompt.task) for prompt in asked], device=device)
 
         # --- Learn: one optimizer step on the weighted sum over all response tokens ---
         seen = defaultdict(list)  # what the forwards showed, one number a token
         loss_shares = torch.zeros(len(rollouts))  # (P * G,), each response's, absolute
         with watch("train_s"):
-            all_groups, tokens = total([len(groups)]), int(total(lengths))
+            all_rows, tokens = total([len(rollouts)]), int(total(lengths))
             here = torch.tensor(lengths, device=device)  # (P * G,)
-            weights = token_weights(here, config.normalize, limits, all_groups, tokens)  # (P * G,)
+            weights = token_weights(here, config.normalize, limits, all_rows, tokens)  # (P * G,)
             # Where rows is [], a forward is made for the other ranks' sake: what is taken by rows is then
             # empty, and adds 0 to sums (a mean would be NaN).
             for rows in same_number(micro_batches(groups, rollouts, config.micro_batch_tokens)):
@@ -396,19 +429,23 @@ def main(args=None):
                 seen["policy_entropy"] += entropy.detach()[mask.bool()].tolist()
                 seen["loss"].append(loss.item())
                 loss_shares[rows] = losses.detach().abs().sum(-1).cpu()
-            if all_groups:
+            if all_rows:
                 grad_norm = clip_gradients(policy, config.grad_clip)
-                optimizer.step()
+                finite = math.isfinite(grad_norm)  # on all ranks, or on none
+                if finite:
+                    optimizer.step()
                 optimizer.zero_grad()
+                counts["skipped"] += not finite
+                counts["skipped_in_a_row"] = 0 if finite else counts["skipped_in_a_row"] + 1
 
         # --- Record: README defines every key; None where a step has nothing to measure ---
-        tokens_so_far, seconds_so_far = tokens_so_far + tokens, seconds_so_far + watch.total()
+        counts["tokens"], counts["seconds"] = counts["tokens"] + tokens, counts["seconds"] + watch.total()
         generated_s = generator.busy.seconds() - generated_before
         has_pair = [min(group) < max(group) for group in rewards.tolist() for _ in group]  # P * G
         verified = [i for i, prompt in enumerate(asked) if prompt.task == "math"]
         metrics = {
             "step": step,
-            "loss": total(seen["loss"]) if all_groups else None,
+            "loss": total(seen["loss"]) if all_rows else None,
             "reward": mean(scores),
             "staleness": staleness,
             "logp_gap": mean(seen["logp_gap"]) if staleness == 0 else None,
@@ -425,10 +462,11 @@ def main(args=None):
             "ratio": mean(seen["ratio"]),
             "ratio_max": largest(seen["ratio"]),
             "bound_frac": mean(not low <= ratio <= high for ratio in seen["ratio"]),
-            "grad_norm": grad_norm if all_groups else None,
+            "grad_norm": grad_norm if all_rows else None,
+            "skipped_steps": counts["skipped"],
             **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
             "tokens": tokens,
-            "tokens_per_s": tokens_so_far / seconds_so_far,
+            "tokens_per_s": counts["tokens"] / counts["seconds"],
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),
             **watch.seconds,  # sync_s, trainer_idle_s, score_s, train_s
             "generate_s": generated_s,
@@ -439,13 +477,23 @@ def main(args=None):
         run.save_rollouts(step, asked, rollouts, responses, scores)
         progress.set_postfix(reward=f"{metrics['reward']:.2f}", staleness=staleness, loss=metrics["loss"])
 
-        last = step + 1 == config.steps
+        last, stopping = step + 1 == config.steps, stop.asked()
         measured = held_out and ((step + 1) % config.eval_every == 0 or last)
         if (step + 1) % config.save_every == 0 or measured or last:
             checkpoint = run.export(policy, tokenizer, step + 1)
         if measured and rank == 0:
             validate(checkpoint, held_out, config)
+        if (step + 1) % config.save_every == 0 or stopping:
+            checkpoints.save(step + 1, batches, sampled, counts)
+        if counts["skipped_in_a_row"] == 3:
+            raise FloatingPointError(
+                f"step {step}: the third gradient in a row that is not finite; {checkpoints.remedy()}"
+            )
+        if stopping and not last:
+            print(f"train_grpo: stopped after step {step}; the same command with --resume goes on")
+            break
 
+    stop.close()
     scorer.close()
     generator.close()
     if dist.is_initialized():

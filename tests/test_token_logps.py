@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import model as model_file
-from model import check_attention, checkpoint_activations, token_logps
+from model import check_attention, checkpoint_activations, sharing_pays, token_logps
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -136,6 +136,39 @@ def test_packing_changes_nothing(policy, monkeypatch):
     for ours, theirs in zip(packed, padded, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert_close(gradient(policy, *packed), expected)
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 0, 1, 1], [0, 1, 0, 2, 2]])
+def test_a_shared_prompt_changes_nothing(policy, rows):
+    """Responses that see each other, or stand at positions of one long row. Breaks: no `part ==`; no
+    position_ids; `places` for `column` of what is kept."""
+    torch.manual_seed(3)
+    prompts = [torch.randint(0, 256, (n,)) for n in (12, 9, 12)]
+    ids, mask = torch.zeros(5, 20, dtype=torch.long), torch.zeros(5, 20)
+    for row, which in enumerate(rows):
+        start = len(prompts[which])
+        end = start + 2 + row
+        ids[row, :start], ids[row, start:end] = prompts[which], torch.randint(0, 256, (end - start,))
+        mask[row, start:end] = 1
+    computed = []
+    hook = policy.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: computed.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    together = token_logps(policy, ids, mask, 0.7, with_entropy=True)
+    hook.remove()
+    shared = {(0, 0, 0, 1, 1): (2, 12 + 2 + 3 + 4), (0, 1, 0, 2, 2): (4, 12 + 5 + 6)}[tuple(rows)]
+    assert computed == [shared]
+    by_row = [token_logps(policy, ids[b : b + 1], mask[b : b + 1], 0.7, with_entropy=True) for b in range(5)]
+    apart = [torch.cat(column) for column in zip(*by_row, strict=True)]
+    for ours, theirs in zip(together, apart, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert_close(gradient(policy, *together), gradient(policy, *apart))
+
+
+def test_sharing_only_where_it_pays(policy):
+    """A mask as large as a response squared, to save a short prompt. Break: always True."""
+    assert sharing_pays(policy, (8, 100), 8 * 20 + 80, 240)
+    assert not sharing_pays(policy, (8, 2048), 20 + 8 * 2028, 20 + 8 * 2028)
 
 
 def test_attention_that_is_not_here():

@@ -1,0 +1,185 @@
+"""All that a run is after a step, on disk: so that one cut short goes on as if it had not been.
+
+    runs/NAME/checkpoints/STEP/*.distcp         policy and Adam's moments; where nothing else has them, the
+                                                reference's and the generator's weights
+    runs/NAME/checkpoints/STEP/rollouts.jsonl   responses sampled ahead, that no step has learned from yet
+    runs/NAME/checkpoints/STEP/state.json       what was drawn and counted; written last
+
+Between two syncs the generator holds older weights than the policy. A run resumed with the policy's in both
+would sample from weights that it would not have sampled from: each resume would turn the dial towards online.
+So a checkpoint has the generator's weights, too, and a resumed run gives it these, by the same proved copy.
+What is drawn at random depends on the seed, the step and the prompt alone, so there is no random state to
+lose, and a run may go on with another number of ranks.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections import defaultdict, deque
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from generate import Rollout
+from ranks import from_first, gather, meet, rank
+from run import read_lines, write_lines
+from sync import sync
+
+
+class Checkpoints:
+    """The checkpoints of a run, the newest `config.keep` of them. All ranks call its methods together."""
+
+    def __init__(self, config, policy, optimizer, reference, generator, scorer):
+        self.config, self.directory = config, Path(config.run_dir) / "checkpoints"
+        self.policy, self.optimizer, self.reference = policy, optimizer, reference
+        self.generator, self.scorer = generator, scorer
+        self.held = {}  # {name: weight} of the generator, where nothing else has them
+
+    def note_sync(self):
+        """Keep this rank's part of what the generator holds from now on, on the host, in its dtype.
+
+        Not online, where it is never older than a step, nor offline, where it stays the seed model.
+        """
+        if 1 < self.config.sync_every < math.inf:
+            dtype = self.generator.dtype
+            self.held = {n: p.detach().to(dtype, copy=True).cpu() for n, p in self.policy.named_parameters()}
+
+    def save(self, step, batches, sampled, counts):
+        """Write what it takes to go on with `step`. It appears under its name only when it is whole.
+
+        batches: the iterator over prompts. sampled: futures of the coming steps' batches. counts: anything
+        that JSON holds.
+        """
+        final, aside = self.directory / str(step), self.directory / f"{step}.partial"
+        ahead = [future.result() for future in sampled]  # of a generator elsewhere, perhaps still to come
+        rollouts = gather(
+            {"step": step + i, "prompt_id": prompt.id, "rollouts": [asdict(rollout) for rollout in group]}
+            for i, batch in enumerate(ahead)
+            for prompt, group in batch
+        )
+        if rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        meet()
+        tensors = self._tensors(moments=len(self.optimizer.state) > 0)
+        if step % self.config.sync_every > 0:  # the next step does not sync
+            tensors |= {f"generator.{name}": weight for name, weight in self.held.items()}
+        dcp.save(tensors, checkpoint_id=str(aside))
+        counts = {**counts, "scorer": self.scorer.counts()}
+        if rank() == 0:
+            write_lines(aside / "rollouts.jsonl", rollouts)
+            files = {path.name: path.stat().st_size for path in aside.iterdir()}
+            state = {"step": step, "version": self.generator.version, "ahead": len(ahead), "files": files}
+            state |= {"batches": batches.state_dict(), "counts": counts}
+            (aside / "state.json").write_text(json.dumps(state) + "\n")
+            for path in (*aside.iterdir(), aside, self.directory.parent / "metrics.jsonl"):
+                flush(path)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            flush(self.directory)
+            for old in numbered(self.directory)[: -self.config.keep]:
+                shutil.rmtree(self.directory / str(old))
+        meet()
+
+    def load(self, batches):
+        """Bring everything to where the newest whole checkpoint left it. Returns (step, sampled, counts).
+
+        None if there is no checkpoint yet. ValueError in one line if the data is not the same.
+        """
+        path = from_first(lambda: newest(self.directory))
+        if path is None:
+            print("checkpoint: none yet; the run begins again")
+            return None
+        state = json.loads((path / "state.json").read_text())
+        step, names = state["step"], set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+        print(f"checkpoint: going on from {path}, the generator with weights of step {state['version']}")
+        if step % self.config.sync_every > 0:  # else the loop syncs first thing
+            self._restore_generator(path, state["version"], names)
+        moments = any(name.startswith("adam.") for name in names)  # no step has learned anything before
+        if moments:
+            for parameter in self.policy.parameters():
+                zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+        dcp.load(self._tensors(moments), checkpoint_id=str(path))
+        if rank() == 0:
+            self.scorer.set_counts(state["counts"]["scorer"])
+        batches.load_state_dict([{**part, "step": step} for part in state["batches"]])
+        return step, self._sampled(path, batches, step, state["ahead"]), state["counts"]
+
+    def remedy(self):
+        """What to do where a run cannot go on: one line."""
+        saved = numbered(self.directory)
+        if not saved:
+            return "there is no checkpoint to go back to (--save-every)"
+        return f"the last checkpoint is {self.directory / str(saved[-1])}, which --resume goes on from"
+
+    def _restore_generator(self, path, version, names):
+        """Give the generator the weights that it had, through the policy, whose own follow after."""
+        if any(name.startswith("generator.") for name in names):
+            dtype = self.generator.dtype
+            weights = {f"generator.{name}": p for name, p in self.policy.named_parameters()}
+            old = {name: torch.empty_like(p, dtype=dtype) for name, p in weights.items()}
+            dcp.load(old, checkpoint_id=str(path))
+            with torch.no_grad():
+                for name, parameter in weights.items():
+                    parameter.copy_(old[name])
+        sync(self.policy, self.generator, version)  # offline the policy is still the seed model here
+        self.note_sync()
+
+    def _tensors(self, moments):
+        """{name: tensor}, the run's own, to be written or overwritten."""
+        tensors = {}
+        for name, parameter in self.policy.named_parameters():
+            tensors[f"policy.{name}"] = parameter.detach()
+            if moments:
+                for key, value in self.optimizer.state[parameter].items():
+                    tensors[f"adam.{name}.{key}"] = value
+        if self.config.sync_ref_every < math.inf:  # else it is the seed model
+            for name, parameter in self.reference.named_parameters():
+                tensors[f"reference.{name}"] = parameter.detach()
+        return tensors
+
+    def _sampled(self, path, batches, step, ahead):
+        """The batches that were sampled ahead, for the prompts that this rank has now."""
+        groups = defaultdict(dict)
+        for row in read_lines(path / "rollouts.jsonl"):
+            groups[row["step"]][row["prompt_id"]] = [Rollout(**rollout) for rollout in row["rollouts"]]
+        sampled = deque()
+        for number in range(step, step + ahead):
+            future = Future()
+            future.set_result([(prompt, groups[number][prompt.id]) for prompt in next(batches)])
+            sampled.append(future)
+        return sampled
+
+
+def flush(path):
+    """Do not return before the disk has it: a file's content, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def numbered(directory):
+    """The steps that a folder has an entry of, in order."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
+def newest(directory):
+    """The newest checkpoint that is whole, or None; prints which are not."""
+    for step in reversed(numbered(directory)):
+        path = directory / str(step)
+        try:
+            files = json.loads((path / "state.json").read_text())["files"]
+            cut = [name for name, size in files.items() if (path / name).stat().st_size != size]
+        except (OSError, ValueError, KeyError) as error:
+            cut = [f"state.json ({type(error).__name__})"]
+        if not cut:
+            return path
+        print(f"checkpoint: {path} is not whole ({', '.join(cut)}); taking the one before")
+    return None

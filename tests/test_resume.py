@@ -1,0 +1,206 @@
+"""A run that was cut short and resumed is the run that was not: the same metrics and weights, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_dpo
+import train_grpo
+from checkpoint import newest
+from run import Run, read_config, read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "--data tiny@validation --steps 6 --prompts-per-step 6 --samples-per-prompt 8 --max-new-tokens 32"
+SMALL += " --lr 1e-3 --ahead 3 --save-every 2"
+
+
+class Killed(Exception):
+    """As good as kill -9: nothing that main() would still do is done."""
+
+
+def computed(directory):
+    """A run's metrics without its clock's, and its last export."""
+    rows = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_metrics(directory)]
+    return rows, load_file(directory / "export" / str(len(rows)) / "model.safetensors")
+
+
+def assert_same(one, two):
+    assert one[0] == two[0]
+    assert one[1].keys() == two[1].keys() and all(torch.equal(one[1][name], two[1][name]) for name in one[1])
+
+
+@pytest.fixture
+def die_at(monkeypatch):
+    """Let a run be killed while it records a step, after its metrics are written."""
+    save = Run.save_rollouts
+
+    def at(step):
+        def save_rollouts(self, now, *rest):
+            if now == step:
+                raise Killed
+            save(self, now, *rest)
+
+        monkeypatch.setattr(Run, "save_rollouts", save_rollouts)
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nothing happens to, made once for its flags."""
+
+    @cache
+    def call(script, flags):
+        directory = tmp_path_factory.mktemp("straight") / "run"
+        script.main(f"{SMALL} {flags} --run-dir {directory}".split())
+        return computed(directory)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "script, flags, dies",
+    [
+        (train_dpo, "--sync-every 1", 3),
+        (train_dpo, "--sync-every 3", 3),  # from step 2: inside a window, a batch of which is sampled already
+        (
+            train_dpo,
+            "--sync-every 3 --sync-ref-every inf --engine transformers",
+            5,
+        ),  # from 4: just after a sync
+        (train_grpo, "--sync-every 4 --sync-ref-every 3", 4),  # from 4: a sync comes next
+        (train_grpo, "--sync-every inf", 5),
+    ],
+)
+def test_a_resumed_run_is_the_run(script, flags, dies, straight, die_at, monkeypatch, tmp_path):
+    """Data that begins again, metrics twice, moments or a reference that are lost, counts from zero, and the
+    one nobody looks for: a stale generator that wakes up with fresh weights.
+
+    Breaks: no _restore_generator, but generator.stamp(version); leave out note_sync there (a second kill);
+    range(config.steps); no "reference." in _tensors; no adam; `step` for `0` as batches' step.
+    """
+    expected = straight(script, flags)
+    for step in (dies, 5):  # killed twice; at 5 the checkpoint is that of step 4
+        with monkeypatch.context():
+            die_at(step)
+            with pytest.raises(Killed):
+                script.main(f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split())
+        monkeypatch.undo()
+    script.main(f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split())
+    assert_same(computed(tmp_path / "run"), expected)
+    starts = [start["first_step"] for start in read_config(tmp_path / "run")["starts"]]
+    assert starts == [0, dies - dies % 2, 4]
+    assert sorted(path.stem for path in (tmp_path / "run" / "rollouts").iterdir()) == list("012345")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_another_number_of_ranks(straight, die_at, tmp_path):
+    """Shards, or rollouts, that only fit as many ranks as wrote them. Break: gather(rows) -> rows."""
+    flags = "--sync-every 4 --engine transformers"
+    rows, weights = straight(train_dpo, flags)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}"
+    die_at(3)
+    with pytest.raises(Killed):
+        train_dpo.main(command.split())
+    subprocess.run([*launch, "train_dpo.py", *command.split()], cwd=ROOT, check=True, timeout=300)
+    resumed, sharded = computed(tmp_path / "run")
+    for row, other in zip(rows, resumed, strict=True):
+        for key, value in row.items():
+            assert other[key] == (value if value is None else pytest.approx(value, rel=1e-3, abs=2e-5)), key
+    for name, weight in weights.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=0, atol=2e-5)
+
+
+def test_a_signal_ends_a_run_after_its_step(straight, tmp_path):
+    """SIGTERM that loses the steps since the last checkpoint, or is an error. Break: no stop.asked()."""
+    flags = "--sync-every 3"
+    command = (
+        f"train_dpo.py {SMALL.replace('--save-every 2', '')} {flags} --resume --run-dir {tmp_path / 'run'}"
+    )
+    run = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 1:
+        assert run.poll() is None
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=60)[0]
+    steps = len(read_metrics(tmp_path / "run"))
+    assert run.returncode == 0 and steps < 6 and f"stopped after step {steps - 1}; " in said
+    train_dpo.main(command.split()[1:])
+    assert_same(computed(tmp_path / "run"), straight(train_dpo, flags))
+
+
+def test_a_checkpoint_that_is_cut_is_passed_over(die_at, tmp_path, capsys):
+    """A file that the disk lost half of, read as if it were whole; or a run that cannot go on for it.
+
+    Break: no comparison of sizes in newest().
+    """
+    command = f"{SMALL} --engine transformers --steps 5 --resume --run-dir {tmp_path / 'run'}"
+    die_at(4)
+    with pytest.raises(Killed):
+        train_dpo.main(command.split())
+    whole = sorted((tmp_path / "run" / "checkpoints" / "4").glob("*.distcp"))[0]
+    os.truncate(whole, whole.stat().st_size - 1)
+    (
+        tmp_path / "run" / "checkpoints" / "9.partial"
+    ).mkdir()  # what a kill leaves of one that was being written
+    assert newest(tmp_path / "run" / "checkpoints").name == "2"
+    assert f"checkpoints/4 is not whole ({whole.name}); taking the one before" in capsys.readouterr().out
+    (tmp_path / "run" / "checkpoints" / "2" / "state.json").write_text("{")
+    assert newest(tmp_path / "run" / "checkpoints") is None
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two steps."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    train_dpo.main(f"{SMALL} --engine transformers --steps 2 --run-dir {directory}".split())
+    return directory
+
+
+@pytest.mark.parametrize(
+    "flags, problem",
+    [
+        ("", "not empty; --resume it"),
+        ("--resume --lr 2e-3", "--lr 0.002: the run in {run} has 0.001; resume it with the same"),
+        ("--resume --sync-every 5", "--sync-every 5: the run in {run} has 1"),
+        ("--resume --data tiny@test", "--data ['tiny@test']: the run in {run} has ['tiny@validation']"),
+    ],
+)
+def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
+    """Half a run with one learning rate and half with another, under one name. Break: put lr into FREE."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        train_dpo.main(f"{SMALL} --engine transformers --steps 4 {flags} --run-dir {finished}".split())
+    assert stop.value.code == 2
+    assert problem.format(run=finished) in capsys.readouterr().err.strip().splitlines()[-1]
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_gradient_that_is_not_finite(monkeypatch, tmp_path):
+    """One bad batch that makes every weight NaN, or ends a day's run; or a broken run that goes on for ever.
+
+    Breaks: no isfinite() before optimizer.step(); 300 for 3.
+    """
+    norms = iter([float("nan"), float("inf"), 1.0, float("nan"), float("nan"), float("nan")])
+    monkeypatch.setattr(train_grpo, "clip_gradients", lambda policy, norm: next(norms))
+    with pytest.raises(FloatingPointError, match="step 5: the third .* last checkpoint is .*checkpoints/6"):
+        train_grpo.main(f"{SMALL} --engine transformers --steps 9 --run-dir {tmp_path / 'run'}".split())
+    rows = read_metrics(tmp_path / "run")
+    assert [row["skipped_steps"] for row in rows] == [1, 2, 2, 3, 4, 5]
+    assert [row["grad_norm"] for row in rows] == [None, None, 1.0, None, None, None]
+    weights = load_file(tmp_path / "run" / "export" / "2" / "model.safetensors")
+    assert all(
+        torch.equal(weights[n], w) for n, w in load_file(ROOT / "tiny/llama/model.safetensors").items()
+    )
+    assert json.loads((tmp_path / "run/checkpoints/6/state.json").read_text())["counts"]["skipped"] == 5
