@@ -1,0 +1,309 @@
+"""Measure how much of a machine's bfloat16 matmul rate a GRPO step reaches, and where the rest goes.
+
+    python bench/train_flops.py      # 4 minutes on 2 cores
+
+On a CPU the models are SmolLM2 and a Llama of 100M random parameters, on a GPU one of 1.2B.
+
+The step is the Learn section of train_grpo.py with everything on, by the project's own functions:
+micro_batches, to_batch, token_logps with entropies under autocast, the reference's forward, grpo_loss,
+kl_estimate, the metrics' lists, clip_gradients and AdamW. The rollouts are made up, random ids without
+padding, and nothing is sampled. Seconds are the median of --steps steps after one that warms up.
+
+What counts as arithmetic, of a model with B parameters in its blocks (all but embedding and output head) and
+H in the head (tied to the embedding or not: once, as the head, because to look up an embedding takes
+none), in a step of T tokens, R of which are response tokens:
+
+    6 N T   the usual count of a forward (2 N T) and backward (4 N T): N = B + H. It takes the head for every
+            token, though token_logps makes no logits of a prompt
+    8 N T   that and the reference's forward
+    needed  8 (B T + H R): as 8 N T, with the head for response tokens alone
+    run     8 B T + 10 H R: that and the logits that token_logps makes a second time in backward
+
+Attention's own products (of queries, keys and values) count nowhere. The rate is the best of the products that
+the model's layers make of a micro-batch and of a large square one, before the steps and after them. "At the
+model's shapes" is what these layers reach by themselves: forward products only, each as often as it comes.
+"""
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.hf_argparser import HfArg
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
+
+from generate import Rollout  # noqa: E402
+from model import clip_gradients, load_config, load_policy, token_logps  # noqa: E402
+from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings  # noqa: E402
+from train_grpo import (  # noqa: E402
+    group_advantages,
+    grpo_loss,
+    kl_estimate,
+    micro_batches,
+    to_batch,
+    token_weights,
+)
+
+GROUP = 8  # G
+ON_GPU = torch.cuda.is_available()
+RANDOM = {  # models of random weights, by name
+    "random-100m": LlamaConfig(
+        vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
+        num_attention_heads=12, num_key_value_heads=4, tie_word_embeddings=False,
+    ),
+    "random-1b": LlamaConfig(  # Llama 3.2 1B's
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Config:
+    models: list[str] = HfArg(
+        default_factory=lambda: ["random-1b"] if ON_GPU else ["models/smollm2", "random-100m"],
+        help="Checkpoints, or random-100m, random-1b.",
+    )
+    rows: Count = HfArg(default=32, help="Responses in a step.")
+    prompt_tokens: Count = HfArg(default=64, help="Tokens of every prompt.")
+    response_tokens: Count = HfArg(default=192, help="Tokens of every response.")
+    micro_batch_tokens: Count | None = HfArg(default=None, help="As in train_grpo.py, with its defaults.")
+    steps: Count = HfArg(default=3, help="Steps that are measured, after one that is not.")
+    square: Count = HfArg(default=4096, help="Rows and columns of the square product.")
+    out: str = HfArg(default="results/train_flops/numbers.json", help="Where the numbers are written.")
+
+
+# --- What is counted ---
+
+
+def parameters(model):
+    """(B, H): parameters of the blocks, and of the output head."""
+    head = model.get_output_embeddings().weight
+    outside = {id(head), id(model.get_input_embeddings().weight)}
+    return sum(p.numel() for p in model.parameters() if id(p) not in outside), head.numel()
+
+
+def step_flops(blocks, head, tokens, response_tokens):
+    """The arithmetic of a step by each count of the docstring above.
+
+    >>> step_flops(blocks=10, head=1, tokens=4, response_tokens=2)
+    {'6NT': 264, '8NT': 352, 'needed': 336, 'run': 340}
+    """
+    return {
+        "6NT": 6 * (blocks + head) * tokens,
+        "8NT": 8 * (blocks + head) * tokens,
+        "needed": 8 * (blocks * tokens + head * response_tokens),
+        "run": 8 * blocks * tokens + 10 * head * response_tokens,
+    }
+
+
+# --- The rate ---
+
+
+def matmul_rate(rows, into, out, device, seconds=0.5):
+    """FLOP/s of the (rows, into) x (into, out) product in bfloat16: the best of as many as fit `seconds`."""
+    x, weight = (torch.randn(n, into, device=device, dtype=torch.bfloat16) for n in (rows, out))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        synchronize(device)
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * into * out / best
+
+
+def products(model, tokens, response_tokens):
+    """{(rows, in, out): how often} of the layers' products in a forward over a micro-batch."""
+    counted, head = {}, model.get_output_embeddings()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            shape = (response_tokens if layer is head else tokens, layer.in_features, layer.out_features)
+            counted[shape] = counted.get(shape, 0) + 1
+    return counted
+
+
+def measure_rates(model, tokens, response_tokens, square, device):
+    """{(rows, in, out): FLOP/s} of the model's products, and of the square one."""
+    shapes = [*products(model, tokens, response_tokens), (square, square, square)]
+    return {shape: matmul_rate(*shape, device) for shape in tqdm(shapes, desc="matmul rate", leave=False)}
+
+
+def rate_of_layers(counted, rates):
+    """FLOP/s of all products one after the other: {shape: how often}, {shape: FLOP/s} -> FLOP/s.
+
+    >>> rate_of_layers({(1, 1, 1): 3, (1, 1, 2): 1}, {(1, 1, 1): 2.0, (1, 1, 2): 4.0})
+    2.5
+    """
+    work = {shape: 2 * shape[0] * shape[1] * shape[2] * often for shape, often in counted.items()}
+    return sum(work.values()) / sum(flops / rates[shape] for shape, flops in work.items())
+
+
+# --- The step ---
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def load(name, device):
+    """A model in float32, as the train scripts hold it."""
+    if name not in RANDOM:
+        return load_policy(name, device)
+    return AutoModelForCausalLM.from_config(RANDOM[name], dtype=torch.float32).to(device).eval()
+
+
+def make_rollouts(config, vocabulary):
+    """Responses of random ids to random prompts, GROUP to each."""
+    torch.manual_seed(0)
+    rollouts = []
+    for row in range(config.rows):
+        if row % GROUP == 0:
+            prompt = torch.randint(vocabulary, (config.prompt_tokens,)).tolist()
+        response = torch.randint(vocabulary, (config.response_tokens,)).tolist()
+        logps = [0.0] * len(response)  # the first step puts the policy's here
+        rollouts.append(Rollout(str(row // GROUP), prompt, response, logps, "length", 0))
+    return rollouts
+
+
+def train_step(policy, reference, optimizer, rollouts, config, device):
+    """One step of train_grpo.py's Learn: {phase: seconds}, with the seconds in all as step_s."""
+    watch, seen, response_logps = Stopwatch(), {"kl_ref": [], "ratio": [], "entropy": [], "loss": []}, {}
+
+    @contextmanager
+    def timed(phase):
+        synchronize(device)
+        with watch(phase):
+            yield
+            synchronize(device)
+
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16)
+    rewards = torch.arange(len(rollouts), dtype=torch.float32).view(-1, min(GROUP, len(rollouts))) % 2
+    advantages = group_advantages(rewards).flatten().to(device)  # (rows,)
+    lengths = torch.full((len(rollouts),), config.response_tokens, device=device)
+    weights = token_weights(lengths, "constant", config.response_tokens, len(rollouts), lengths.sum().item())
+    for rows in micro_batches([[i] for i in range(len(rollouts))], rollouts, config.micro_batch_tokens):
+        input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
+        with autocast:
+            with timed("policy_s"):
+                logps, entropy = token_logps(policy, input_ids, mask, 1.0, True)
+            with torch.no_grad(), timed("reference_s"):
+                ref_logps = token_logps(reference, input_ids, mask, 1.0)
+        kl = kl_estimate(logps, ref_logps)
+        losses = grpo_loss(logps, old_logps, advantages[rows], mask, 0.2, 0.2)
+        loss = (weights[rows, None] * (losses + 0.001 * kl)).sum()
+        with timed("backward_s"):
+            loss.backward()
+        seen["kl_ref"] += kl.detach()[mask.bool()].tolist()
+        seen["ratio"] += (logps.detach() - old_logps)[mask.bool()].exp().tolist()
+        seen["entropy"] += entropy.detach()[mask.bool()].tolist()
+        seen["loss"].append(loss.item())
+        response_logps |= {i: logps.detach()[b, -config.response_tokens :] for b, i in enumerate(rows)}
+    with timed("optimizer_s"):
+        clip_gradients(policy, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = watch.total()
+    for i, logps in response_logps.items():  # the next step's ratios are near 1, as in training
+        rollouts[i].logps = logps.tolist()
+    return {**watch.seconds, "rest_s": seconds - sum(watch.seconds.values()), "step_s": seconds}
+
+
+def measure(name, config, device):
+    """One model: its parameters, rates, seconds by phase, and shares of the rate by each count."""
+    policy, reference = load(name, device), load(name, device).requires_grad_(False)
+    blocks, head = parameters(policy)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, eps=1e-8, weight_decay=0.0)
+    rollouts = make_rollouts(config, policy.config.vocab_size)
+
+    length = config.prompt_tokens + config.response_tokens
+    at_once = min(config.rows, max(1, config.micro_batch_tokens // length))  # rows of a micro-batch
+    shapes = at_once * length, at_once * config.response_tokens
+    before = measure_rates(policy, *shapes, config.square, device)
+    steps = [
+        train_step(policy, reference, optimizer, rollouts, config, device)
+        for _ in tqdm(range(config.steps + 1), desc=name, leave=False)
+    ][1:]
+    after = measure_rates(policy, *shapes, config.square, device)
+    rates = {shape: max(before[shape], after[shape]) for shape in before}
+    rate = max(rates.values())
+
+    seconds = {phase: median(step[phase] for step in steps) for phase in steps[0]}
+    tokens, response_tokens = config.rows * length, config.rows * config.response_tokens
+    flops = step_flops(blocks, head, tokens, response_tokens)
+    return {
+        "model": name,
+        "parameters": {"blocks": blocks, "head": head},
+        "tokens": tokens,
+        "response_tokens": response_tokens,
+        "seconds": seconds,
+        "steps": steps,
+        "matmul_flops_per_s": {" x ".join(map(str, shape)): value for shape, value in rates.items()},
+        "rate": rate,
+        "rate_of_layers": rate_of_layers(products(policy, *shapes), rates),
+        "flops": flops,
+        "share_of_rate": {count: done / seconds["step_s"] / rate for count, done in flops.items()},
+    }
+
+
+def as_markdown(points):
+    """Two tables: shares of the rate, and where the seconds go."""
+    counts, phases = list(points[0]["share_of_rate"]), list(points[0]["seconds"])
+    lines = [
+        "| model | parameters | matmul rate | at the model's shapes | "
+        + " | ".join(f"{count}, of the rate" for count in counts)
+        + " | tokens/s |",
+        "|" + "---|" * (len(counts) + 5),
+    ]
+    for point in points:
+        cells = (
+            point["model"],
+            f"{sum(point['parameters'].values()) / 1e6:.0f}M",
+            f"{point['rate'] / 1e9:.0f} GFLOP/s",
+            f"{point['rate_of_layers'] / 1e9:.0f} GFLOP/s",
+            *(f"{point['share_of_rate'][count]:.2f}" for count in counts),
+            f"{point['tokens'] / point['seconds']['step_s']:.0f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    names = [phase.removesuffix("_s") for phase in phases]
+    lines += ["", f"| seconds | {' | '.join(names)} |", "|" + "---|" * (len(phases) + 1)]
+    for point in points:
+        cells = (point["model"], *(f"{point['seconds'][phase]:.2f}" for phase in phases))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(args=None):
+    config = parse_flags(Config, args)
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
+    with one_line_errors():
+        if config.rows % GROUP:
+            raise ValueError(f"--rows {config.rows}: takes a multiple of {GROUP}, the responses to a prompt")
+        for name in config.models:
+            if name not in RANDOM:
+                load_config(name)  # says what is wrong with the path, if anything is
+    points = [measure(name, config, device) for name in config.models]
+    print(as_markdown(points))
+    record = {
+        "command": " ".join(sys.argv),
+        "flags": asdict(config),
+        **surroundings(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "points": points,
+    }
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
