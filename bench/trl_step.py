@@ -116,7 +116,7 @@ def boxed(text):
     >>> boxed(r"so it is \\boxed{ 12 }.")
     '12'
     """
-    found = re.findall(r"\\\\boxed\{([^{}]*)\}", text)
+    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
     return found[-1].strip() if found else None
 
 
