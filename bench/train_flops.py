@@ -1,6 +1,6 @@
 """Measure how much of a machine's bfloat16 matmul rate a GRPO step reaches, and where the rest goes.
 
-    python bench/train_flops.py      # 4 minutes on 2 cores
+    python bench/train_flops.py      # some minutes on 2 cores
 
 On a CPU the models are SmolLM2 and a Llama of 100M random parameters, on a GPU one of 1.2B.
 
@@ -19,8 +19,8 @@ none), in a step of T tokens, R of which are response tokens:
     needed  8 (B T + H R): as 8 N T, with the head for response tokens alone
     run     8 B T + 10 H R: that and the logits that token_logps makes a second time in backward
 
-Attention's own products (of queries, keys and values) count nowhere. The rate is the best of the products that
-the model's layers make of a micro-batch and of a large square one, before the steps and after them. "At the
+Attention's own products of queries, keys and values count nowhere. The rate is the best of the products that
+the model's layers make of a micro-batch and of a large square one, before the steps and after. "At the
 model's shapes" is what these layers reach by themselves: forward products only, each as often as it comes.
 """
 

@@ -1,6 +1,6 @@
 """Time a GRPO step of train_grpo.py beside a step of TRL's GRPOTrainer: the same prompts, machine and run.
 
-    bench/trl_step.sh        # 7 minutes on 2 cores
+    bench/trl_step.sh        # a quarter of an hour on 2 cores
 
 Each round is a run of train_grpo.py through its command line, and then for each of TRL's two ways to hold
 weights (TRL_WEIGHTS) a training run of TRL, in its own environment. So the sides alternate, and what else the
@@ -9,11 +9,11 @@ machine does hits all of them. A side's first step warms it up and counts apart.
 Ours is read from the run's metrics.jsonl. TRL's is from on_step_begin to on_step_end, and nothing is logged,
 saved or evaluated in between. Both count the response tokens that are trained, up to and with the stop token.
 Rewards are drawn from the answer: ours by Math-Verify in its own processes, TRL's by a regular expression,
-which costs nothing. Both models sample and learn at temperature 1, both have a reference (--kl-coef, beta).
+which costs nothing. Both sample and learn at temperature 1, and both have a reference (--kl-coef, beta).
 
-What TRL is given, where its default is another: gradient_checkpointing off (it would cost a forward more), 16
-responses in a micro-batch, the dataset unshuffled, and loss_type, scale_rewards and
-use_bias_correction_kl set to our loss.
+What TRL is given, where its default is another: no gradient checkpointing (it would cost a forward more), 16
+responses in a micro-batch, the dataset in its order, and loss_type, scale_rewards, beta and
+use_bias_correction_kl such that the loss is ours. It samples by transformers, its default.
 """
 
 import json
@@ -56,7 +56,7 @@ TRL_WEIGHTS = ("float32", "bfloat16")
 class Config:
     model: str = HfArg(default="models/smollm2", help="A checkpoint; tiny/smollm2.py makes this one.")
     data: str = HfArg(default="models/one_digit.jsonl", help="Problems with answers; made with the model.")
-    rounds: Count = HfArg(default=2, help="Runs of each side, in turn.")
+    rounds: Count = HfArg(default=1, help="Runs of each side, in turn.")
     steps: Count = HfArg(default=3, help="Steps of a run, the first of which warms it up.")
     prompts_per_step: Count = HfArg(default=8, help="P.")
     samples_per_prompt: Count = HfArg(default=8, help="G.")

@@ -14,7 +14,7 @@ def test_a_step_that_warms_up_does_not_count():
 
 
 def test_longer_responses_are_not_slower():
-    """A side that looks slow because its responses are longer, or a mean of rates that weighs short ones more.
+    """A side that looks slow because its responses are longer, or a mean of rates that favours short ones.
 
     Break: s_per_1000_tokens by seconds alone, or tokens_per_s as a mean of each step's.
     """
