@@ -205,7 +205,7 @@ def check_run_dir(config):
 
 
 def check_same_run(config):
-    """ValueError in one line if a run is resumed with other flags; to be called when all have their values."""
+    """ValueError in one line if a run is resumed with other flags; for when all have their values."""
     directory = Path(config.run_dir)
     if not (directory / "config.json").exists():
         return
