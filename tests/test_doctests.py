@@ -7,7 +7,7 @@ import pytest
 
 NAMES = [
     *("data", "evaluate", "judge", "rewards", "tiny.chat", "tiny.preferences", "tiny.smollm2"),
-    *("train_dpo", "train_grpo"),
+    *("train_dpo", "train_grpo", "bench.train_flops", "bench.trl_step"),
 ]
 
 

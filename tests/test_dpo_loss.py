@@ -9,6 +9,7 @@ import torch
 import train_dpo
 import train_grpo
 from generate import Rollout
+from model import load_policy
 from train_dpo import dpo_loss, locate_pairs, pick_pairs
 
 
@@ -181,3 +182,31 @@ def test_micro_batches_lose_nothing_and_keep_to_the_limit(script):
     sizes = [script.to_batch([rollouts[i] for i in batch], "cpu")[0].numel() for batch in batches]
     assert max(sizes) <= 300 and len(batches) < len(groups) / 2
     assert sorted(script.micro_batches(groups, rollouts, 1)) == sorted(groups)
+
+
+@pytest.mark.parametrize("max_tokens", [2048, 16384])
+def test_little_is_padded(max_tokens):
+    """Short and long responses in one batch, half of it padding. Break: no sorted() in micro_batches.
+
+    Lengths as GSM8K has them: lognormal, the questions' and the answers' deviations those of its files, the
+    medians with the prompt's wording and a model's longer answers.
+    """
+    rng = random.Random(0)
+    rollouts = []
+    for _ in range(64):
+        prompt = [1] * (60 + int(rng.lognormvariate(math.log(55), 0.38)))
+        rollouts += [rollout(prompt, [2] * int(rng.lognormvariate(math.log(150), 0.48))) for _ in range(8)]
+    real = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+    batches = train_grpo.micro_batches([[i] for i in range(len(rollouts))], rollouts, max_tokens)
+    padded = sum(train_grpo.to_batch([rollouts[i] for i in batch], "cpu")[0].numel() for batch in batches)
+    assert real < padded < real / 0.95
+
+
+def test_a_prompt_is_shared_where_that_saves_work(checkpoints):
+    """Long responses made one row of all of them, or each short one with its prompt. Break: return the groups
+    whatever sharing_pays says."""
+    policy = load_policy(checkpoints["llama"])
+    short = [rollout([1] * 50, [2] * 5) for _ in range(4)]
+    long = [rollout([3] * 5, [2] * 400) for _ in range(4)]
+    groups = train_grpo.groups_to_share(policy, short + long, 4)
+    assert groups == [[0, 1, 2, 3], [4], [5], [6], [7]]

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,23 @@ def test_prompts_that_do_not_divide(tmp_path):
         AssertionError, match="--prompts-per-step 3: 3 of a source, which 2 ranks cannot share"
     ):
         train(2, "train_dpo.py", tmp_path / "run", SMALL.replace("per-step 2", "per-step 3"))
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others(tmp_path):
+    """A rank that is killed for want of memory, and others that wait for it for hours. Break: start the ranks
+    without torchrun, each by `python`."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = f"{SMALL} --steps 1000 --run-dir {tmp_path / 'run'}"
+    run = subprocess.Popen(
+        [*launch, "train_dpo.py", *flags.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert run.poll() is None
+        time.sleep(0.5)
+    ranks = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode != 0 and "Signal 9 (SIGKILL)" in said
+    assert not any(Path(f"/proc/{pid}/exe").exists() for pid in ranks)

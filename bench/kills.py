@@ -1,0 +1,109 @@
+"""Kill a run with SIGKILL at random moments, resume it each time, and compare it with one that nobody killed.
+
+    python bench/kills.py --kills 50       # half an hour on two cores
+
+The run saves every step. It is killed so many times, each time at a moment drawn at random from the seconds
+after its last start, then left to end. Nothing may be lost: its metrics, but for those of the clock, and its
+last weights must be those of the straight run, bit for bit, and every step must stand in metrics.jsonl once.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers.hf_argparser import HfArg
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
+
+from run import Count, Every, parse_flags, read_config, read_metrics, surroundings  # noqa: E402
+
+
+@dataclass
+class Config:
+    script: Literal["train_dpo.py", "train_grpo.py"] = HfArg(default="train_dpo.py", help="Which algorithm.")
+    sync_every: Every = HfArg(default=Every(3), help="The dial.")
+    ranks: Count = HfArg(default=1, help="Processes of the run.")
+    steps: Count = HfArg(default=150, help="Steps of the run; each start takes at least one.")
+    kills: Count = HfArg(default=50, help="Times that it is killed.")
+    seed: int = HfArg(default=0, help="Of the moments.")
+    out: str = HfArg(default="results/kills/numbers.json", help="Where the numbers are written.")
+
+
+def command(config, folder):
+    """The run: small steps, since what is tested is between them."""
+    launch = [sys.executable]
+    if config.ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(config.ranks)]
+    flags = "--data tiny@validation --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32 --lr 1e-3"
+    flags += (
+        f" --engine transformers --save-every 1 --sync-every {config.sync_every:g} --steps {config.steps}"
+    )
+    return [*launch, config.script, *flags.split(), "--resume", "--run-dir", str(folder)]
+
+
+def steps_of(folder):
+    """How many steps stand in a run's metrics."""
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def kill_once(config, folder, rng):
+    """Start the run, let it take a step or more, and kill it and its children. The step it was killed in."""
+    before = steps_of(folder)
+    with (folder.parent / "log.txt").open("a") as log:
+        run = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=log, stderr=log, process_group=0)
+        while steps_of(folder) <= before:  # else a run that is killed too early never gets anywhere
+            if run.poll() is not None:
+                raise RuntimeError(f"the run ended by itself: see {folder.parent / 'log.txt'}")
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1.5))
+        subprocess.run(["pkill", "-KILL", "-g", str(run.pid)], check=True)
+        run.wait()
+    return steps_of(folder)
+
+
+def computed(folder):
+    """What a run has computed: its metrics without the clock's, and its last weights."""
+    rows = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_metrics(folder)]
+    return rows, load_file(folder / "export" / str(len(rows)) / "model.safetensors")
+
+
+def main(args=None):
+    config = parse_flags(Config, args)
+    rng, killed_at = random.Random(config.seed), []
+    with tempfile.TemporaryDirectory() as folder:
+        straight, resumed = Path(folder) / "straight", Path(folder) / "resumed"
+        subprocess.run(command(config, straight), cwd=ROOT, check=True, capture_output=True)
+        for _ in tqdm(range(config.kills), desc="kills"):
+            if steps_of(resumed) >= config.steps - 3:
+                break
+            killed_at.append(kill_once(config, resumed, rng))
+        subprocess.run(command(config, resumed), cwd=ROOT, check=True, capture_output=True)
+        (rows, weights), (others, other_weights) = computed(straight), computed(resumed)
+        same_metrics = rows == others
+        same_weights = all(torch.equal(weights[name], other_weights[name]) for name in weights)
+        starts = [start["first_step"] for start in read_config(resumed)["starts"]]
+    print(f"{len(killed_at)} kills, {len(starts)} starts; metrics {same_metrics}, weights {same_weights}")
+    record = {
+        "killed_at": killed_at,
+        "first_steps": starts,
+        "flags": vars(config) | {"sync_every": str(config.sync_every)},
+    }
+    record |= {"same_metrics": same_metrics, "same_weights": same_weights, **surroundings()}
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    sys.exit(0 if same_metrics and same_weights else 1)
+
+
+if __name__ == "__main__":
+    main()
