@@ -19,13 +19,14 @@ import shutil
 from collections import defaultdict, deque
 from concurrent.futures import Future
 from dataclasses import asdict
+from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 
 from generate import Rollout
-from ranks import from_first, gather, meet, rank
+from ranks import from_first, gather, largest, meet, rank
 from run import read_lines, write_lines
 from sync import sync
 
@@ -55,7 +56,9 @@ class Checkpoints:
         that JSON holds.
         """
         final, aside = self.directory / str(step), self.directory / f"{step}.partial"
-        ahead = [future.result() for future in sampled]  # of a generator elsewhere, perhaps still to come
+        # What a generator elsewhere has not finished, on every rank, is sampled again with the same seeds.
+        done = -int(largest([-len(list(takewhile(Future.done, sampled)))]))
+        ahead = [future.result() for future in islice(sampled, done)]
         rollouts = gather(
             {"step": step + i, "prompt_id": prompt.id, "rollouts": [asdict(rollout) for rollout in group]}
             for i, batch in enumerate(ahead)
@@ -81,7 +84,8 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
             flush(self.directory)
-            for old in numbered(self.directory)[: -self.config.keep]:
+            earlier = [old for old in numbered(self.directory) if old <= step]  # what is later was cut
+            for old in earlier[: -self.config.keep]:
                 shutil.rmtree(self.directory / str(old))
         meet()
 
@@ -92,6 +96,11 @@ class Checkpoints:
         """
         path = from_first(lambda: newest(self.directory))
         if path is None:
+            if from_first(lambda: any(self.directory.parent.glob("export/*"))):
+                raise ValueError(
+                    f"--resume: no whole checkpoint in {self.directory}, and to begin again would delete the "
+                    "run's exports; choose another --run-dir, or delete this one"
+                )
             print("checkpoint: none yet; the run begins again")
             return None
         state = json.loads((path / "state.json").read_text())
@@ -111,11 +120,12 @@ class Checkpoints:
         return step, self._sampled(path, batches, step, state["ahead"]), state["counts"]
 
     def remedy(self):
-        """What to do where a run cannot go on: one line."""
-        saved = numbered(self.directory)
-        if not saved:
+        """What to do where a run would only fail again."""
+        path = from_first(lambda: newest(self.directory))
+        if path is None:
             return "there is no checkpoint to go back to (--save-every)"
-        return f"the last checkpoint is {self.directory / str(saved[-1])}, which --resume goes on from"
+        export = self.directory.parent / "export" / path.name
+        return f"begin a new run from {export}, the last that is whole, with a smaller --lr or --grad-clip"
 
     def _restore_generator(self, path, version, names):
         """Give the generator the weights that it had, through the policy, whose own follow after."""

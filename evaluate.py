@@ -227,7 +227,9 @@ def validate(checkpoint, specs, config):
         if task == "chat":
             flags["reward-model"] = config.reward_model
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-        if subprocess.run([sys.executable, __file__, *words], stdout=subprocess.DEVNULL).returncode:
+        command = [sys.executable, __file__, *words]
+        # In a session of its own: Ctrl-C is for the run, which measures what it has, saves, and ends.
+        if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
             sys.exit(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; it is kept")
     for task in set(tasks):
         point_to_best(directory, task, best_step(directory / "validation", task))

@@ -132,8 +132,9 @@ class Generator:
         self.tokenizer = load_tokenizer(path)
         self.version, self.busy = None, Busy()
         # A vocabulary is often padded to a round size. What no text can contain shall not be sampled.
-        padding = range(len(self.tokenizer), load_config(path).get_text_config().vocab_size)
-        self.never = dict.fromkeys(padding, -100.0)  # added to their logits
+        vocabulary = range(load_config(path).get_text_config().vocab_size)
+        padding = set(vocabulary) - set(self.tokenizer.get_vocab().values())
+        self.never = dict.fromkeys(sorted(padding), -100.0)  # added to their logits
 
     def sample(self, prompts, n, temperature, top_p, max_tokens, seeds):
         """n rollouts a prompt: list (P) of lists (n); sample i of prompt p has the seed seeds[p] + i.
@@ -443,6 +444,12 @@ def check_engine(engine, sleeps=False, devices=(), urls=()):
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
     if (devices or urls) and sleeps:
         raise ValueError(f"--engine-sleep: with {flag} there is no engine on the trainer's GPU")
+    if devices and os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE"):
+        raise ValueError(
+            "--generator-devices: of one machine only; on others start serve.py: --generator-url"
+        )
+    if "cpu" in devices and torch.cuda.is_available():
+        raise ValueError("--generator-devices cpu: the trainer has a GPU here; name other GPUs")
     mine = os.environ.get("CUDA_VISIBLE_DEVICES")  # after ranks.see_one_gpu
     if mine and mine in devices:
         raise ValueError(f"--generator-devices: a rank trains on {mine}; start fewer ranks, or name another")

@@ -191,7 +191,7 @@ def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entr
 
 def packs(model):
     """Whether rows are put one behind the other, without padding, for an attention that keeps them apart."""
-    return model.config._attn_implementation == "flash_attention_2"
+    return model.config._attn_implementation == "flash_attention_2" and attends_only(model)
 
 
 def packed_hidden(decoder, input_ids, response_mask):
@@ -209,6 +209,16 @@ def packed_hidden(decoder, input_ids, response_mask):
     return hidden.new_zeros(B, T, hidden.shape[-1]).index_put((real,), hidden[0])
 
 
+def attends_only(model):
+    """Whether a model's layers mix tokens by attention alone, which can be told what a token may see.
+
+    Layers that walk along a row (Mamba's, linear attention, convolutions) would walk from one response into
+    the next.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return not model._is_stateful and set(kinds) <= {"full_attention", "sliding_attention"}
+
+
 def sharing_pays(model, rows, shared, longest):
     """Whether `shared` tokens, in rows of `longest`, cost less than `rows` = (B, T) do, padding included.
 
@@ -216,8 +226,8 @@ def sharing_pays(model, rows, shared, longest):
     with the half of its row that comes before it. Costs are multiply-adds, in the blocks.
     """
     text = model.config.get_text_config()
-    if (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
-        return False  # the mask would have to know of the window, too
+    if not attends_only(model) or (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
+        return False  # other layers do not know of the mask, nor the mask of a window
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = text.num_hidden_layers * text.num_attention_heads * head_dim
     weights = sum(parameter.numel() for block in blocks_of(model) for parameter in block.parameters())

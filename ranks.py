@@ -21,8 +21,8 @@ PATIENCE = timedelta(hours=2)
 
 def init_ranks():
     """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world, device)."""
-    if not dist.is_initialized() and "LOCAL_RANK" in os.environ:
-        see_one_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    if not dist.is_initialized():
+        see_one_gpu(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     on_gpu = torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if dist.is_initialized():

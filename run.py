@@ -155,7 +155,7 @@ class Stop:
     def _ask(self, number, frame):
         if self.signal is None:
             self.signal, self.when = signal.Signals(number).name, time.monotonic()
-            print(f"\n{self.signal}: ending after this step; once more to end at once", file=sys.stderr)
+            os.write(2, f"\n{self.signal}: ending after this step; once more to end at once\n".encode())
         elif time.monotonic() - self.when > 1:  # a terminal and torchrun may both pass one Ctrl-C on
             os._exit(128 + number)
 
@@ -225,29 +225,35 @@ class Run:
         self.directory, self.rank, self.keys = Path(config.run_dir), rank, None
         if rank > 0:
             return
-        check_run_dir(config)
-        check_same_run(config)
         (self.directory / "rollouts").mkdir(parents=True, exist_ok=True)
         (self.directory / "export").mkdir(exist_ok=True)
-        started = {"command": " ".join(sys.argv), "first_step": first_step, **surroundings()}
         path = self.directory / "config.json"
-        record = read_config(self.directory) if path.exists() else {"flags": flags_of(config), **started}
-        record["starts"] = [*record.get("starts", []), started]
-        write_text(path, json.dumps(record, indent=2) + "\n")
+        earlier = read_config(self.directory).get("starts", []) if path.exists() else []
+        started = {"command": " ".join(sys.argv), "flags": flags_of(config), **surroundings()}
+        starts = [*earlier, {"first_step": first_step, **started}]
+        write_text(path, json.dumps({**started, "starts": starts}, indent=2) + "\n")
         self._forget(first_step)
         # Buffered by line, so that a kill loses no whole line.
         self.metrics = (self.directory / "metrics.jsonl").open("a", buffering=1)
 
     def _forget(self, first_step):
         path = self.directory / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:first_step] if path.exists() else []
+        lines = path.read_text().splitlines()[:first_step] if path.exists() else []
         if [json.loads(line)["step"] for line in lines] != list(range(first_step)):
-            raise ValueError(f"{path}: does not hold the steps from 0 to {first_step - 1}, one a line")
+            raise ValueError(f"{path}: has not the steps from 0 to {first_step - 1}: cut, or changed")
         write_text(path, "".join(line + "\n" for line in lines))
-        for old in (*self.directory.glob("rollouts/*.jsonl"), *self.directory.glob("export/*")):
-            # An export is numbered by the steps it has learned from, one more than the last of them.
-            if not old.stem.isdigit() or int(old.stem) >= first_step + (old.parent.name == "export"):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        # An export, and what was measured of it, is numbered by the steps that it has learned from.
+        for folder, last in (
+            ("rollouts", first_step - 1),
+            ("export", first_step),
+            ("validation", first_step),
+        ):
+            for old in self.directory.glob(f"{folder}/*"):
+                if not old.stem.isdigit() or int(old.stem) > last:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for link in self.directory.glob("best/*"):
+            if not link.exists():  # its export was just removed
+                link.unlink()
 
     def log(self, metrics):
         """Append one step's metrics; KeyError if they have not the keys of the steps before.

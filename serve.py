@@ -23,8 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import requests
 import torch
@@ -38,7 +40,7 @@ from run import Count, Share, one_line_errors, parse_flags
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
 START_S = 1800  # a large model takes minutes to load
-CONTROL_S = 1800  # for the answer to anything but a prompt
+CONTROL_S = 600  # for the answer to anything but a prompt
 TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 LOOK_S = 10  # seconds between two looks at the servers' health while a response is waited for
 FILE_BYTES = 2**29  # in one file, on a CPU: what this process holds a second time
@@ -52,23 +54,22 @@ class ServedGenerator(Generator):
     """vLLM servers: one started on each of `devices`, or those that run already at `urls`.
 
     Every rank deals its prompts to all servers in turn; rank 0 alone starts them and hands them the weights.
-    ValueError in one line if a server cannot be had, or was not started by serve.py.
+    ValueError in one line if a server cannot be had, or was started with other settings than serve.py's.
     """
 
     elsewhere = True
 
     def __init__(self, path, dtype, max_model_len, devices, urls):
         super().__init__(path, dtype)
-        self.processes, self.transfer = [], None
+        self.processes, self.transfer, self.turns = [], None, count()
         self.urls = from_first(lambda: self._start(devices, max_model_len) if devices else list(urls))
         for url in self.urls:
             self._check(url, max_model_len)
-        print(f"serve: {len(self.urls)} vLLM server{'s'[: len(self.urls) - 1]} will generate")
+        print(f"serve: generating on {', '.join(self.urls)}")
 
     def _start(self, devices, max_model_len):
         """Start a server on each device and wait until all answer. Returns their addresses."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        flags = ["--model", str(self.path), "--dtype", dtype, "--max-model-len", str(max_model_len)]
+        flags = self._flags(max_model_len)
         print(f"serve: starting vLLM on {', '.join(devices)}")
         urls = []
         for device in devices:
@@ -89,11 +90,16 @@ class ServedGenerator(Generator):
                 time.sleep(0.5)
         return urls
 
+    def _flags(self, max_model_len):
+        """Those that serve.py takes for a server that fits this run."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return ["--model", str(self.path), "--dtype", dtype, "--max-model-len", str(max_model_len)]
+
     def _check(self, url, max_model_len):
-        remedy = f"start it by python serve.py --model {self.path} --max-model-len {max_model_len}"
+        remedy = f"start it by python serve.py {' '.join(self._flags(max_model_len))}"
         try:
             found = ask(url, "server_info?config_format=json", method="GET")["vllm_config"]["model_config"]
-        except ServerError as error:
+        except (ServerError, KeyError) as error:
             what = f"no server that takes weights ({error})"
             raise ValueError(f"--generator-url {url}: {what}; {remedy}") from error
         for name, value in (("logprobs_mode", "processed_logprobs"), ("dtype", str(self.dtype))):
@@ -106,17 +112,18 @@ class ServedGenerator(Generator):
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
         common = {"n": n, "temperature": temperature, "top_p": top_p, "logprobs": 0, "detokenize": False}
         common["logit_bias"] = self.never or None
+        turn = next(self.turns)  # what was asked for first is sampled first
         futures = []
         for index, (ids, limit, seed) in enumerate(zip(prompt_ids, limits, seeds, strict=True)):
             url = self.urls[(rank() + index) % len(self.urls)]
             sampling = {**common, "max_tokens": limit, "seed": seed}
-            futures.append(in_background(self._complete_one, url, ids, sampling))
+            futures.append(in_background(self._complete_one, url, ids, sampling, turn))
         return [self._wait(future) for future in futures]
 
-    def _complete_one(self, url, ids, sampling):
+    def _complete_one(self, url, ids, sampling, turn):
         if sampling["n"] > 1:  # as in VLLMGenerator: the prompt once, then its samples
-            generate(url, ids, {"max_tokens": 1, "detokenize": False})
-        choices = generate(url, ids, sampling)["choices"]
+            generate(url, ids, {"max_tokens": 1, "detokenize": False}, turn)
+        choices = generate(url, ids, sampling, turn)["choices"]
         if len(choices) != sampling["n"]:
             raise ServerError(f"{url} returned {len(choices)} samples of a prompt, not {sampling['n']}")
         # The server says of every token which weights sampled it, by the name that stamp() gave them.
@@ -129,18 +136,19 @@ class ServedGenerator(Generator):
         ]
 
     def _wait(self, future):
-        """A request's answer. ServerError if a server dies or hangs meanwhile."""
+        """What comes of a request. ServerError if a server dies meanwhile."""
         while True:
             try:
                 return future.result(timeout=LOOK_S)
             except NotYet:
                 for url in self.urls:
                     if not healthy(url):
-                        raise ServerError(f"{url} has died, or hangs") from None
+                        raise ServerError(f"{url} has died") from None
 
     def score(self, ids):
         sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
-        found = [generate(url, ids, sampling)["prompt_logprobs"] for url in self.urls]
+        asked = [in_background(generate, url, ids, sampling) for url in self.urls]
+        found = [self._wait(future)["prompt_logprobs"] for future in asked]
         return [[logps[t][str(ids[t])]["logprob"] for t in range(1, len(ids))] for logps in found]
 
     def load_weights(self, weights):
@@ -163,11 +171,11 @@ class ServedGenerator(Generator):
         source = Source(self.path, self.dtype, weights)
         if self.transfer is None:
             servers = Servers(self.urls)
-            host = "127.0.0.1" if self.processes else socket.gethostbyname(socket.gethostname())
-            group = NCCLTrainerInitInfo(host, free_port(), 1 + sum(servers.sizes), rank=0)
+            group = NCCLTrainerInitInfo(seen_from(self.urls[0]), free_port(), 1 + sum(servers.sizes), rank=0)
             self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=servers, source=source)
         self.transfer.source = source
-        self.transfer.send_weights()
+        torch.cuda.synchronize()  # it reads on streams of its own, which do not wait for the optimizer's
+        self._wait(in_background(self.transfer.send_weights))
         names = {entry.name for entry in source.metadata()}
         return names, names  # vLLM does not say here which took a value: the canary must
 
@@ -194,10 +202,15 @@ class ServedGenerator(Generator):
         from_first(lambda: [ask(url, "update_weight_version", name) for url in self.urls])
 
     def close(self):
+        if self.transfer is not None:
+            for url in self.urls:
+                ask(url, "shutdown_weight_transfer_engine")
+            self.transfer.shutdown()
         for process in self.processes:
             process.terminate()
         for process in self.processes:
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=60)
             with suppress(ProcessLookupError):  # of a server that was killed, the engine may live on
                 os.killpg(process.pid, signal.SIGKILL)
 
@@ -210,12 +223,19 @@ def ask(url, what, body=None, method="POST", timeout=CONTROL_S):
         raise ServerError(f"{url} does not answer: {type(error).__name__}") from error
     if not answer.ok:
         raise ServerError(f"{url}/{what} answers {answer.status_code} {answer.text[:200]!r}")
-    return answer.json() if answer.content else None
+    try:
+        return answer.json() if answer.content else None
+    except requests.JSONDecodeError as error:
+        raise ServerError(f"{url}/{what} answers {answer.text[:200]!r}, which is not JSON") from error
 
 
-def generate(url, ids, sampling):
-    """vLLM's way for tokens in, tokens out. It may wait long for its turn: see ServedGenerator._wait."""
-    return ask(url, "inference/v1/generate", {"token_ids": ids, "sampling_params": sampling}, timeout=None)
+def generate(url, ids, sampling, turn=0):
+    """vLLM's way for tokens in, tokens out, requests of the lowest turn first.
+
+    It may wait long for its turn, so without a deadline of its own: see ServedGenerator._wait.
+    """
+    request = {"token_ids": ids, "sampling_params": sampling, "priority": turn}
+    return ask(url, "inference/v1/generate", request, timeout=None)
 
 
 def healthy(url):
@@ -290,6 +310,13 @@ class Receiver:
         return {"loaded": sorted(loaded), "expected": sorted(expected)}
 
 
+def seen_from(url):
+    """This machine's address as the machine behind `url` sees it."""
+    there = urlsplit(url)
+    with socket.create_connection((there.hostname, there.port or 80)) as connection:
+        return connection.getsockname()[0]
+
+
 def free_port():
     """A port that nobody listens on now."""
     with socket.socket() as listener:
@@ -317,7 +344,7 @@ def command(config):
     context = load_config(config.model).get_text_config().max_position_embeddings
     settings = engine_settings(config.model, dtype, config.max_model_len or context, config.memory)
     settings |= {"host": config.host, "port": config.port, "uvicorn_log_level": "warning"}
-    settings |= {"enable_scale_out": True}  # tokens in, tokens out
+    settings |= {"enable_scale_out": True, "scheduling_policy": "priority"}  # for generate()
     settings |= {"worker_extension_cls": "serve.Receiver"}
     if torch.cuda.is_available():
         settings |= {"weight_transfer_config": '{"backend": "nccl"}'}

@@ -150,7 +150,9 @@ class Config:
         help="Every so many steps, write a checkpoint to resume from, and an export to use; an export at the "
         "end, too.",
     )
-    keep: Count = HfArg(default=2, help="Checkpoints to keep, the newest; each is three times the weights.")
+    keep: Count = HfArg(
+        default=2, help="Checkpoints to keep, the newest. Each is three to five times the float32 weights."
+    )
     eval_every: Every = HfArg(
         default=Every("inf"),
         help="Every so many steps, and at the end, export a checkpoint and measure it on held-out prompts; "
@@ -352,10 +354,10 @@ def main(args=None):
     # next sync. counts: over the steps so far.
     start, sampled, counts = 0, deque(), {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0}
     checkpoints = Checkpoints(config, policy, optimizer, reference, generator, scorer)
-    if config.resume:
-        with one_line_errors():
+    with one_line_errors():
+        if config.resume:
             start, sampled, counts = checkpoints.load(batches) or (start, sampled, counts)
-    run = Run(config, rank, start)
+        run = Run(config, rank, start)
     stop = Stop()  # at SIGTERM or Ctrl-C, after the step
 
     progress = tqdm(range(start, config.steps), desc="train_grpo", initial=start, total=config.steps)
@@ -477,18 +479,19 @@ def main(args=None):
         run.save_rollouts(step, asked, rollouts, responses, scores)
         progress.set_postfix(reward=f"{metrics['reward']:.2f}", staleness=staleness, loss=metrics["loss"])
 
-        last, stopping = step + 1 == config.steps, stop.asked()
+        last = step + 1 == config.steps
         measured = held_out and ((step + 1) % config.eval_every == 0 or last)
         if (step + 1) % config.save_every == 0 or measured or last:
             checkpoint = run.export(policy, tokenizer, step + 1)
         if measured and rank == 0:
             validate(checkpoint, held_out, config)
-        if (step + 1) % config.save_every == 0 or stopping:
-            checkpoints.save(step + 1, batches, sampled, counts)
-        if counts["skipped_in_a_row"] == 3:
+        stopping = stop.asked()
+        if counts["skipped_in_a_row"] >= 3:
             raise FloatingPointError(
                 f"step {step}: the third gradient in a row that is not finite; {checkpoints.remedy()}"
             )
+        if (step + 1) % config.save_every == 0 or stopping:
+            checkpoints.save(step + 1, batches, sampled, counts)
         if stopping and not last:
             print(f"train_grpo: stopped after step {step}; the same command with --resume goes on")
             break

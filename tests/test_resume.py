@@ -1,7 +1,7 @@
 """A run that was cut short and resumed is the run that was not: the same metrics and weights, bit for bit."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +78,7 @@ def straight(tmp_path_factory):
             5,
         ),  # from 4: just after a sync
         (train_grpo, "--sync-every 4 --sync-ref-every 3", 4),  # from 4: a sync comes next
+        (train_dpo, "--sync-every 5", 3),  # from 2, then from 4, all in one window
         (train_grpo, "--sync-every inf", 5),
     ],
 )
@@ -103,22 +104,30 @@ def test_a_resumed_run_is_the_run(script, flags, dies, straight, die_at, monkeyp
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "6"]
 
 
-def test_another_number_of_ranks(straight, die_at, tmp_path):
-    """Shards, or rollouts, that only fit as many ranks as wrote them. Break: gather(rows) -> rows."""
-    flags = "--sync-every 4 --engine transformers"
+def test_another_number_of_ranks(straight, die_at, monkeypatch, tmp_path):
+    """Shards, or rollouts, that only fit as many ranks as wrote them. Breaks: gather(rows) -> rows; no
+    `rank() == 0` before set_counts."""
+    flags = "--sync-every 6 --engine transformers"  # one window: each checkpoint has the generator's weights
     rows, weights = straight(train_dpo, flags)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}"
     die_at(3)
     with pytest.raises(Killed):
         train_dpo.main(command.split())
-    subprocess.run([*launch, "train_dpo.py", *command.split()], cwd=ROOT, check=True, timeout=300)
-    resumed, sharded = computed(tmp_path / "run")
-    for row, other in zip(rows, resumed, strict=True):
-        for key, value in row.items():
-            assert other[key] == (value if value is None else pytest.approx(value, rel=1e-3, abs=2e-5)), key
-    for name, weight in weights.items():
-        torch.testing.assert_close(sharded[name], weight, rtol=0, atol=2e-5)
+    monkeypatch.undo()
+    for again in ("two ranks, from step 2 of one", "one rank, from step 4 of two"):
+        if again.startswith("two"):
+            subprocess.run([*launch, "train_dpo.py", *command.split()], cwd=ROOT, check=True, timeout=300)
+        else:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+            train_dpo.main(command.split())
+        resumed, others = computed(tmp_path / "run")
+        for row, other in zip(rows, resumed, strict=True):
+            for key, value in row.items():
+                close = value if value is None else pytest.approx(value, rel=1e-3, abs=2e-5)
+                assert other[key] == close, (again, row["step"], key)
+        for name, weight in weights.items():
+            torch.testing.assert_close(others[name], weight, rtol=0, atol=2e-5)
 
 
 def test_a_signal_ends_a_run_after_its_step(straight, tmp_path):
@@ -141,9 +150,10 @@ def test_a_signal_ends_a_run_after_its_step(straight, tmp_path):
 
 
 def test_a_checkpoint_that_is_cut_is_passed_over(die_at, tmp_path, capsys):
-    """A file that the disk lost half of, read as if it were whole; or a run that cannot go on for it.
+    """A file that the disk lost half of, read as if it were whole, or kept instead of the last whole one; or
+    a run begun again over its own exports.
 
-    Break: no comparison of sizes in newest().
+    Breaks: no comparison of sizes in newest(); numbered() for `earlier`; no look at export/ in load().
     """
     command = f"{SMALL} --engine transformers --steps 5 --resume --run-dir {tmp_path / 'run'}"
     die_at(4)
@@ -156,8 +166,14 @@ def test_a_checkpoint_that_is_cut_is_passed_over(die_at, tmp_path, capsys):
     ).mkdir()  # what a kill leaves of one that was being written
     assert newest(tmp_path / "run" / "checkpoints").name == "2"
     assert f"checkpoints/4 is not whole ({whole.name}); taking the one before" in capsys.readouterr().out
-    (tmp_path / "run" / "checkpoints" / "2" / "state.json").write_text("{")
+    train_dpo.main(command.replace("--steps 5", "--steps 3 --keep 1 --save-every 1").split())
+    assert newest(tmp_path / "run" / "checkpoints").name == "3"  # --keep has not kept the cut one instead
+    (tmp_path / "run" / "checkpoints" / "3" / "state.json").write_text("{")
     assert newest(tmp_path / "run" / "checkpoints") is None
+    with pytest.raises(SystemExit):
+        train_dpo.main(command.split())
+    assert "--resume: no whole checkpoint in" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (tmp_path / "run" / "export" / "3").exists()
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +210,7 @@ def test_a_gradient_that_is_not_finite(monkeypatch, tmp_path):
     """
     norms = iter([float("nan"), float("inf"), 1.0, float("nan"), float("nan"), float("nan")])
     monkeypatch.setattr(train_grpo, "clip_gradients", lambda policy, norm: next(norms))
-    with pytest.raises(FloatingPointError, match="step 5: the third .* last checkpoint is .*checkpoints/6"):
+    with pytest.raises(FloatingPointError, match="step 5: the third .* new run from .*export/4,"):
         train_grpo.main(f"{SMALL} --engine transformers --steps 9 --run-dir {tmp_path / 'run'}".split())
     rows = read_metrics(tmp_path / "run")
     assert [row["skipped_steps"] for row in rows] == [1, 2, 2, 3, 4, 5]
@@ -203,4 +219,4 @@ def test_a_gradient_that_is_not_finite(monkeypatch, tmp_path):
     assert all(
         torch.equal(weights[n], w) for n, w in load_file(ROOT / "tiny/llama/model.safetensors").items()
     )
-    assert json.loads((tmp_path / "run/checkpoints/6/state.json").read_text())["counts"]["skipped"] == 5
+    assert not (tmp_path / "run" / "checkpoints" / "6").exists()  # nothing to resume from the brink

@@ -190,26 +190,37 @@ def test_servers_that_cannot_be_used(server, stranger, tmp_path, capsys):
         (("transformers", False, ["0"], []), "--generator-devices: these are vLLM servers"),
         (("vllm", True, [], ["http://x"]), "--engine-sleep: with --generator-url"),
         (("vllm", False, ["1", "2"], []), "a rank trains on 2"),
+        (("vllm", False, ["1"], []), "of one machine only"),
     ],
 )
 def test_flags_that_do_not_fit(arguments, problem, monkeypatch):
-    """A flag that is silently ignored, or a GPU with two owners. Breaks: drop each check."""
+    """A flag that is silently ignored, a GPU with two owners, or another machine's address.
+
+    Breaks: drop each check.
+    """
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4" if "one machine" in problem else "2")
     with pytest.raises(ValueError, match=problem):
         check_engine(*arguments)
 
 
-def test_busy_counts_overlapping_calls_once():
+def test_busy_counts_overlapping_calls_once(monkeypatch):
     """Two requests at a time counted as twice the time. Break: add each call's own seconds."""
+    clock = [10.0]
+    monkeypatch.setattr("generate.time.perf_counter", lambda: clock[0])
     busy = Busy()
     with busy:
+        clock[0] += 1
         with busy:
-            time.sleep(0.05)
-            inside = busy.seconds()
-        time.sleep(0.05)
-    after = busy.seconds()
-    time.sleep(0.05)
-    assert 0.05 <= inside < after and 0.1 <= after == busy.seconds() < 0.2
+            clock[0] += 2
+            assert busy.seconds() == 3
+        clock[0] += 4
+    clock[0] += 8  # nothing is under way
+    assert busy.seconds() == 7
+    with busy:
+        clock[0] += 16
+    assert busy.seconds() == 23
 
 
 def test_an_error_in_the_background_reaches_the_loop():
