@@ -1,9 +1,9 @@
 """Time a GRPO step of train_grpo.py beside a step of TRL's GRPOTrainer: the same prompts, machine and run.
 
-    bench/trl_step.sh        # a quarter of an hour on 2 cores
+    bench/trl_step.sh        # ten minutes on 2 cores
 
-Each round is a run of train_grpo.py through its command line, and then for each of TRL's two ways to hold
-weights (TRL_WEIGHTS) a training run of TRL, in its own environment. So the sides alternate, and what else the
+Each round is a run of train_grpo.py through its command line, and then a training run of TRL, in its own
+environment, for each of TRL_WEIGHTS, its ways to hold weights. So the sides alternate, and what else the
 machine does hits all of them. A side's first step warms it up and counts apart.
 
 Ours is read from the run's metrics.jsonl. TRL's is from on_step_begin to on_step_end, and nothing is logged,
