@@ -28,7 +28,6 @@ from data import load_prompts
 from model import TINY_MODEL, load_config, load_policy, load_tokenizer, token_logps
 from run import Count, Positive, one_line_errors, parse_flags
 
-CACHE_BLOCK = 32  # tokens
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
 
 
@@ -196,7 +195,8 @@ def engine_settings(path, dtype, max_model_len, gpu_memory):
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(8192, max_model_len),
         "kv_cache_memory_bytes": 2**30,
-        "block_size": CACHE_BLOCK,  # prompts are cached in whole blocks; the default here is 128
+        # The n samples of a prompt share it in the prefix cache, in whole blocks. The default here is 128.
+        "block_size": 32,
     }
 
 
@@ -241,13 +241,6 @@ class VLLMGenerator(Generator):
             for limit, seed in zip(limits, seeds, strict=True)
         ]  # fmt: skip
         requests = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        if n > 1:
-            # The n samples of a prompt start together, so none finds the others' keys and values in the
-            # prefix cache. One token each, first, puts every prompt there that fills a block of it: it is
-            # computed once instead of n times.
-            once = self.vllm.SamplingParams(max_tokens=1, detokenize=False)
-            long = [request for request in requests if len(request["prompt_token_ids"]) > CACHE_BLOCK]
-            self.llm.generate(long, once, use_tqdm=False)
         bar = partial(tqdm, delay=3, leave=False)
         outputs = self.llm.generate(requests, params, use_tqdm=bar)
         if self.sleeps:

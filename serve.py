@@ -33,7 +33,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.hf_argparser import HfArg
 
-from generate import CACHE_BLOCK, Generator, engine_settings, in_background, load_in_worker
+from generate import Generator, engine_settings, in_background, load_in_worker
 from model import TINY_MODEL, load_config
 from ranks import from_first, rank
 from run import Count, Share, one_line_errors, parse_flags
@@ -121,8 +121,6 @@ class ServedGenerator(Generator):
         return [self._wait(future) for future in futures]
 
     def _complete_one(self, url, ids, sampling, turn):
-        if sampling["n"] > 1 and len(ids) > CACHE_BLOCK:  # as in VLLMGenerator: the prompt once, first
-            generate(url, ids, {"max_tokens": 1, "detokenize": False}, turn)
         choices = generate(url, ids, sampling, turn)["choices"]
         if len(choices) != sampling["n"]:
             raise ServerError(f"{url} returned {len(choices)} samples of a prompt, not {sampling['n']}")

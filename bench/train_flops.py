@@ -162,12 +162,12 @@ def load(name, device):
 
 
 def make_rollouts(config, vocabulary):
-    """Responses of random ids to random prompts, GROUP to each."""
+    """Responses of random ids to random prompts, GROUP to a group."""
     torch.manual_seed(0)
     rollouts = []
     for row in range(config.rows):
-        if row % GROUP == 0:
-            prompt = torch.randint(vocabulary, (config.prompt_tokens,)).tolist()
+        # A prompt of its own: one that it shared could be computed once (model.shared_hidden).
+        prompt = torch.randint(vocabulary, (config.prompt_tokens,)).tolist()
         response = torch.randint(vocabulary, (config.response_tokens,)).tolist()
         logps = [0.0] * len(response)  # the first step puts the policy's here
         rollouts.append(Rollout(str(row // GROUP), prompt, response, logps, "length", 0))

@@ -224,7 +224,7 @@ def test_measuring_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
     args = ["--max-new-tokens", "math=20,chat=10", "--reward-model", "rm", "--dtype", "float32"]
     config, status = parse_flags(train_dpo.Config, args), 0
 
-    def measure(command, stdout):
+    def measure(command, **options):
         flags = parse_flags(evaluate.Config, command[2:])
         assert os.path.samefile(command[1], evaluate.__file__)
         task = flags.data.split("=")[0]
