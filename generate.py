@@ -26,6 +26,7 @@ from transformers.hf_argparser import HfArg
 
 from data import load_prompts
 from model import TINY_MODEL, load_config, load_policy, load_tokenizer, token_logps
+from ranks import rank
 from run import Count, Positive, one_line_errors, parse_flags
 
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
@@ -241,7 +242,8 @@ class VLLMGenerator(Generator):
             for limit, seed in zip(limits, seeds, strict=True)
         ]  # fmt: skip
         requests = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        bar = partial(tqdm, delay=3, leave=False)
+        # vLLM divides by the seconds that a bar has run, which are 0 of one that ranks.mute() disabled.
+        bar = partial(tqdm, delay=3, leave=False) if rank() == 0 else False
         outputs = self.llm.generate(requests, params, use_tqdm=bar)
         if self.sleeps:
             # Level 1 keeps the weights, in host memory. Level 2 drops them, and an engine that sampled
