@@ -78,7 +78,8 @@ def straight(tmp_path_factory):
             5,
         ),  # from 4: just after a sync
         (train_grpo, "--sync-every 4 --sync-ref-every 3", 4),  # from 4: a sync comes next
-        (train_dpo, "--sync-every 5", 3),  # from 2, then from 4, all in one window
+        # From 4 and from 5, both inside the window of step 3's weights, and nothing is sampled ahead.
+        (train_dpo, "--sync-every 3 --save-every 1 --ahead 1", 4),
         (train_grpo, "--sync-every inf", 5),
     ],
 )
@@ -99,9 +100,10 @@ def test_a_resumed_run_is_the_run(script, flags, dies, straight, die_at, monkeyp
     script.main(f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split())
     assert_same(computed(tmp_path / "run"), expected)
     starts = [start["first_step"] for start in read_config(tmp_path / "run")["starts"]]
-    assert starts == [0, dies - dies % 2, 4]
+    every = 1 if "--save-every 1" in flags else 2
+    assert starts == [0, dies - dies % every, 5 - 5 % every]
     assert sorted(path.stem for path in (tmp_path / "run" / "rollouts").iterdir()) == list("012345")
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "6"]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [str(6 - every), "6"]
 
 
 def test_another_number_of_ranks(straight, die_at, monkeypatch, tmp_path):
