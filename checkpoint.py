@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-from generate import Rollout
+from generate import Rollout, finished
 from ranks import from_first, gather, largest, meet, rank
 from run import read_lines, write_lines
 from sync import sync
@@ -158,12 +158,10 @@ class Checkpoints:
         groups = defaultdict(dict)
         for row in read_lines(path / "rollouts.jsonl"):
             groups[row["step"]][row["prompt_id"]] = [Rollout(**rollout) for rollout in row["rollouts"]]
-        sampled = deque()
-        for number in range(step, step + ahead):
-            future = Future()
-            future.set_result([(prompt, groups[number][prompt.id]) for prompt in next(batches)])
-            sampled.append(future)
-        return sampled
+        return deque(
+            finished([(prompt, groups[number][prompt.id]) for prompt in next(batches)])
+            for number in range(step, step + ahead)
+        )
 
 
 def flush(path):

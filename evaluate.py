@@ -31,6 +31,7 @@ from run import (
     one_line_errors,
     parse_flags,
     point_to_best,
+    write_json,
     write_lines,
 )
 
@@ -260,8 +261,7 @@ def main(args=None):
         name = Path(result["model"]).name + ("" if "accuracy" in result else ".chat")
         out = Path(config.model) / "eval" / f"{name}.json"
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(out, result)
     if config.answers:
         write_lines(config.answers, rows)
     error = result.get("standard_error")

@@ -401,6 +401,13 @@ def in_background(function, *arguments):
     return future
 
 
+def finished(result):
+    """A future that has this result."""
+    future = Future()
+    future.set_result(result)
+    return future
+
+
 def sample_ahead(generator, batches, steps, config):
     """Sample the batches of several steps. Returns a future a step: [(prompt, [rollout] * G)] * P.
 
@@ -424,10 +431,7 @@ def sample_ahead(generator, batches, steps, config):
     if generator.elsewhere:
         return [in_background(sample, batch) for batch in asked]
     sampled = iter(sample([pair for batch in asked for pair in batch]))
-    futures = [Future() for _ in asked]
-    for future, batch in zip(futures, asked, strict=True):
-        future.set_result([next(sampled) for _ in batch])
-    return futures
+    return [finished([next(sampled) for _ in batch]) for batch in asked]
 
 
 def check_engine(engine, sleeps=False, devices=(), urls=()):

@@ -35,7 +35,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
-from run import Coefficient, Count, one_line_errors, parse_flags, read_lines, surroundings
+from run import Coefficient, Count, one_line_errors, parse_flags, read_lines, surroundings, write_json
 
 # The mean of alpaca_eval's published weights, of tanh(length) and of difficulty, for the baseline told to be
 # verbose and told to be concise (its weights/weighted_alpaca_eval_gpt4_turbo/length_controlled_v1).
@@ -649,7 +649,7 @@ def main(args=None):
     counts = {"verdicts": len(judgments), "unreadable": unreadable, "by_letter": by_letter}
     flags = {name: getattr(config, name) for name in ("style", "judge_model", "baseline", "judge_prompt")}
     result = {"models": table, **counts, **flags, **surroundings()}
-    (Path(config.out) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(Path(config.out) / "result.json", result)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,17 @@ def load_config(path):
     return config
 
 
+def head_dim(text):
+    """The size of an attention head, of a text model's config."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def meta_model(config, dtype=None):
+    """The model of a transformers config, without numbers."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 def load_tokenizer(path):
     """The checkpoint's tokenizer. ValueError in one line if it cannot format a conversation."""
     load_config(path)  # says what is wrong with the path, if anything is
@@ -89,7 +100,8 @@ def check_attention(attention, dtype):
 
 def blocks_of(model):
     """The layers of a transformer: what is sharded, or computed again, one at a time."""
-    return [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    wanted = set(model._no_split_modules)  # names of classes; a sharded block is of a class made from its own
+    return [m for m in model.modules() if wanted & {kind.__name__ for kind in type(m).__mro__}]
 
 
 def checkpoint_activations(model):
@@ -228,8 +240,7 @@ def sharing_pays(model, rows, shared, longest):
     text = model.config.get_text_config()
     if not attends_only(model) or (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
         return False  # other layers do not know of the mask, nor the mask of a window
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    width = text.num_hidden_layers * text.num_attention_heads * head_dim
+    width = text.num_hidden_layers * text.num_attention_heads * head_dim(text)
     weights = sum(parameter.numel() for block in blocks_of(model) for parameter in block.parameters())
     B, T = rows
     return shared * (weights + 2 * width * longest) < B * T * (weights + width * T)

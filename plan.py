@@ -15,10 +15,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.hf_argparser import HfArg
 
-from model import LOGITS_AT_ONCE, TINY_MODEL, blocks_of, checkpoint_activations, load_config
+from model import (
+    LOGITS_AT_ONCE,
+    TINY_MODEL,
+    blocks_of,
+    checkpoint_activations,
+    head_dim,
+    load_config,
+    meta_model,
+)
 from run import Count, Every, Positive, Share, one_line_errors, parse_flags
 
 GB = 1e9
@@ -48,12 +55,6 @@ class Config:
     mfu: Share = HfArg(default=0.4, help="Share of the peak that training reaches.")
     bandwidth_share: Share = HfArg(default=0.6, help="Share of the bandwidth that decoding reaches.")
     engine_share: Share = HfArg(default=0.4, help="Share of a rank's device that its own engine takes.")
-
-
-def meta_model(config, dtype):
-    """The model of a transformers config, without numbers."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def saved_for_backward(model, tokens):
@@ -112,11 +113,6 @@ def memory(config, model, weights):
     if not config.generators:
         held["engine"] = config.engine_share * config.device_gb * GB
     return held
-
-
-def head_dim(text):
-    """The size of an attention head, of a text model's config."""
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def forward_flops(model, weights, rows, prompt, response):

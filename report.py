@@ -20,7 +20,16 @@ from typing import Literal
 from transformers.hf_argparser import HfArg
 
 from judge import bradley_terry
-from run import Count, one_line_errors, parse_flags, read_config, read_lines, read_metrics
+from run import (
+    Count,
+    one_line_errors,
+    parse_flags,
+    read_config,
+    read_lines,
+    read_metrics,
+    write_json,
+    write_text,
+)
 
 TITLES = {
     "reward": "mean reward of the sampled responses",
@@ -297,9 +306,8 @@ def write_table(rows, paper, until, out):
 
 def save_table(lines, table, out):
     """Write a table's lines of Markdown and, beside them, its numbers as JSON; print it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(lines) + "\n")
-    out.with_suffix(".json").write_text(json.dumps(table, indent=2) + "\n")
+    write_text(out, "\n".join(lines) + "\n")
+    write_json(out.with_suffix(".json"), table)
     print("\n".join(lines))
 
 
@@ -492,7 +500,7 @@ def main(args=None):
         print(f"curves: {out}")
     summaries = {label: summary for label, summary in reports.items() if summary}
     for label, summary in summaries.items():
-        (Path(rows[label]) / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(Path(rows[label]) / "report.json", summary)
     if summaries:
         print_summaries(summaries)
 

@@ -231,7 +231,7 @@ class Run:
         earlier = read_config(self.directory).get("starts", []) if path.exists() else []
         started = {"command": " ".join(sys.argv), "flags": flags_of(config), **surroundings()}
         starts = [*earlier, {"first_step": first_step, **started}]
-        write_text(path, json.dumps({**started, "starts": starts}, indent=2) + "\n")
+        write_json(path, {**started, "starts": starts})
         self._forget(first_step)
         # Buffered by line, so that a kill loses no whole line.
         self.metrics = (self.directory / "metrics.jsonl").open("a", buffering=1)
@@ -342,6 +342,11 @@ def write_text(path, text):
     aside.rename(path)
 
 
+def write_json(path, value):
+    """Write a JSON file for people to read, as write_text does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def write_lines(path, rows):
     """Write objects as JSON, one a line, as write_text does."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -359,12 +364,13 @@ def read_lines(path):
     return rows
 
 
-def read_metrics(directory):
-    """A run's metrics as a list of dictionaries, one a step."""
+def read_metrics(directory, clock=True):
+    """A run's metrics as a list of dictionaries, one a step; clock=False: without those of a clock."""
     path = Path(directory) / "metrics.jsonl"
     if not path.exists():
         raise ValueError(f"{directory}: not a run directory (it has no metrics.jsonl)")
-    return read_lines(path)
+    rows = read_lines(path)
+    return rows if clock else [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows]
 
 
 def read_config(directory):

@@ -30,11 +30,10 @@ from urllib.parse import urlsplit
 
 import requests
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.hf_argparser import HfArg
 
 from generate import Generator, engine_settings, in_background, load_in_worker
-from model import TINY_MODEL, load_config
+from model import TINY_MODEL, load_config, meta_model
 from ranks import from_first, rank
 from run import Count, Share, one_line_errors, parse_flags
 
@@ -166,15 +165,15 @@ class ServedGenerator(Generator):
             NCCLTrainerWeightTransferEngine,
         )
 
-        source = Source(self.path, self.dtype, weights)
         if self.transfer is None:
+            source = Source(self.path, self.dtype)
             servers = Servers(self.urls)
             group = NCCLTrainerInitInfo(seen_from(self.urls[0]), free_port(), 1 + sum(servers.sizes), rank=0)
             self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=servers, source=source)
-        self.transfer.source = source
+        self.transfer.source.weights = weights
         torch.cuda.synchronize()  # it reads on streams of its own, which do not wait for the optimizer's
         self._wait(in_background(self.transfer.send_weights))
-        names = {entry.name for entry in source.metadata()}
+        names = {entry.name for entry in self.transfer.source.metadata()}
         return names, names  # vLLM does not say here which took a value: the canary must
 
     def _send_by_files(self, weights):
@@ -262,11 +261,10 @@ Entry = namedtuple("Entry", "name dtype shape")
 class Source:
     """Weights as vLLM's transfer wants them: names and shapes first, then (name, tensor), one at a time."""
 
-    def __init__(self, path, dtype, weights):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(path))
+    def __init__(self, path, dtype):
+        model = meta_model(load_config(path))
         self.entries = [Entry(name, dtype, tuple(p.shape)) for name, p in model.named_parameters()]
-        self.weights = weights
+        self.weights = ()
 
     def metadata(self):
         return self.entries

@@ -15,7 +15,6 @@ Every way runs in fresh processes, the ways in turns. The engine's start and the
 before each call the prefix cache is emptied, as sync() does. Tokens are those really produced.
 """
 
-import json
 import os
 import sys
 import time
@@ -29,7 +28,7 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from run import Count, one_line_errors, parse_flags, surroundings  # noqa: E402
+from run import Count, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
 
 # name: checkpoint, prompts, dtype, P, samples a prompt, longest response, longest prompt and response
 POINTS = {
@@ -147,9 +146,8 @@ def main(args=None):
                 raise ValueError(f"--points {name}: no {POINTS[name][0]} here (README, second path)")
     rows = [measure_point(name, config.rounds, config.calls) for name in config.points]
     print(as_markdown(rows))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings(), "points": rows}
-    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(config.out, record)
 
 
 if __name__ == "__main__":

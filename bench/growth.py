@@ -8,14 +8,13 @@ time is doubled around a base. P and G are of tiny/llama. It stops by itself aft
 (--max-new-tokens) and the size are of Llamas with random weights and its tokenizer, which hardly ever stop.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, linear_regression, median
 
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
 from report import PHASES, load_pyplot  # noqa: E402
-from run import Count, parse_flags, read_metrics, surroundings  # noqa: E402
+from run import Count, parse_flags, read_metrics, surroundings, write_json  # noqa: E402
 
 BASE = {"P": 8, "G": 8, "T": 64}
 FLAGS = {"P": "--prompts-per-step", "G": "--samples-per-prompt", "T": "--max-new-tokens"}
@@ -102,11 +101,9 @@ def measure(factor, value, steps):
 
 def line(xs, ys):
     """The least-squares line through points: (intercept, slope, R^2); all on a line is 1."""
-    x, y = fmean(xs), fmean(ys)
-    slope = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
-    intercept = y - slope * x
+    slope, intercept = linear_regression(xs, ys)
     left = sum((b - intercept - slope * a) ** 2 for a, b in zip(xs, ys, strict=True))
-    spread = sum((b - y) ** 2 for b in ys)
+    spread = sum((b - fmean(ys)) ** 2 for b in ys)
     return intercept, slope, 1 - left / spread if spread else 1.0
 
 
@@ -185,9 +182,8 @@ def main(args=None):
     points = [measure(*point, config.steps) for point in tqdm(todo, desc="growth")]
     fits, out = fits_of(points), Path(config.out)
     print(as_markdown(points, fits))
-    out.parent.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings()}
-    out.write_text(json.dumps({**record, "points": points, "fits": fits}, indent=2) + "\n")
+    write_json(out, {**record, "points": points, "fits": fits})
     plot(points, fits, out.with_suffix(".png"))
 
 

@@ -7,7 +7,6 @@ after its last start, then left to end. Nothing may be lost: its metrics, but fo
 last weights must be those of the straight run, bit for bit, and every step must stand in metrics.jsonl once.
 """
 
-import json
 import random
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from run import Count, Every, parse_flags, read_config, read_metrics, surroundings  # noqa: E402
+from run import Count, Every, parse_flags, read_config, read_metrics, surroundings, write_json  # noqa: E402
 
 
 @dataclass
@@ -74,7 +73,7 @@ def kill_once(config, folder, rng):
 
 def computed(folder):
     """What a run has computed: its metrics without the clock's, and its last weights."""
-    rows = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_metrics(folder)]
+    rows = read_metrics(folder, clock=False)
     return rows, load_file(folder / "export" / str(len(rows)) / "model.safetensors")
 
 
@@ -100,8 +99,7 @@ def main(args=None):
         "flags": vars(config) | {"sync_every": str(config.sync_every)},
     }
     record |= {"same_metrics": same_metrics, "same_weights": same_weights, **surroundings()}
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(config.out, record)
     sys.exit(0 if same_metrics and same_weights else 1)
 
 

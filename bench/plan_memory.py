@@ -7,7 +7,6 @@ gradients and moments. Each point is a fresh process whose C library gives freed
 counts is the peak of resident memory less what was held before the first weight was made.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, onl
 import plan  # noqa: E402
 from bench.token_logps_memory import GB, in_fresh_process, resident  # noqa: E402
 from model import checkpoint_activations, token_logps  # noqa: E402
-from run import parse_flags, surroundings  # noqa: E402
+from run import parse_flags, surroundings, write_json  # noqa: E402
 
 # (name, config, tokens of a micro-batch, activation checkpointing)
 SHAPE = {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
@@ -80,8 +79,7 @@ def main(args=None):
         print(
             f"{name:24} {point[2]:6} tokens: planned {said:.2f} GB, measured {was:.2f} GB, {said / was:.2f}"
         )
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps({"points": rows, **surroundings()}, indent=2) + "\n")
+    write_json(config.out, {"points": rows, **surroundings()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ What to expect, g the seconds to sample a step's responses, t to score and train
     shared: g + t      apart: max(g, t) + min(g, t) / s
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -20,14 +19,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
 from transformers.hf_argparser import HfArg
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from run import Count, parse_flags, read_metrics, surroundings  # noqa: E402
-from serve import free_port  # noqa: E402
+from run import Count, parse_flags, read_metrics, surroundings, write_json  # noqa: E402
+from serve import free_port, healthy  # noqa: E402
 
 DIALS = (1, 10, 100)
 SETTINGS = {  # name: flags of train_grpo.py, and the server's context
@@ -57,14 +55,11 @@ def start_server(flags, context):
     command += ["--max-model-len", str(context), *same]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     url = f"http://127.0.0.1:{port}"
-    while True:
-        try:
-            if requests.get(f"{url}/health", timeout=5).ok:
-                return process, url
-        except requests.ConnectionError:
-            if process.poll() is not None:
-                raise RuntimeError("the server did not start") from None
+    while not healthy(url):
+        if process.poll() is not None:
+            raise RuntimeError("the server did not start")
         time.sleep(0.5)
+    return process, url
 
 
 def run_once(folder, flags, pinned):
@@ -111,8 +106,7 @@ def main(args=None):
     for (name, place, s), row in best.items():
         gain = best[name, place, 1]["step_s"] / row["step_s"]
         print(f"{name:14} {place:7} s={s:<4} {row['step_s']:7.3f} s a step, {gain:.2f} times as fast as s=1")
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps({"runs": table, **surroundings()}, indent=2) + "\n")
+    write_json(config.out, {"runs": table, **surroundings()})
 
 
 def show(row):

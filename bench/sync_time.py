@@ -12,12 +12,11 @@ once into the layout of vLLM's matrix kernel (oneDNN's). Memory is that of anoth
 one of many syncs.
 """
 
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 
 import torch
 from transformers.hf_argparser import HfArg
@@ -28,7 +27,7 @@ from bench.generation import POINTS, in_new_process  # noqa: E402
 from bench.token_logps_memory import resident  # noqa: E402
 from generate import load_generator  # noqa: E402
 from model import load_policy  # noqa: E402
-from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings  # noqa: E402
+from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
 from sync import sync  # noqa: E402
 
 PARTS = ("load_weights", "reset_prefix_cache", "score")  # methods of a generator
@@ -111,10 +110,7 @@ def memory(name, syncs):
 
 def slope(values):
     """Least-squares slope of values at 0, 1, 2, ..., per place."""
-    middle = (len(values) - 1) / 2
-    return sum((x - middle) * y for x, y in enumerate(values)) / sum(
-        (x - middle) ** 2 for x in range(len(values))
-    )
+    return linear_regression(range(len(values)), values).slope
 
 
 def as_markdown(rows):
@@ -151,9 +147,8 @@ def main(args=None):
         after = in_new_process(memory, name, config.syncs)
         rows.append({**row, "resident_kb": after, "kb_per_sync": slope(after[SETTLED:])})
         print(as_markdown(rows[-1:]), flush=True)
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings(), "points": rows}
-    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(config.out, record)
     print(as_markdown(rows))
 
 

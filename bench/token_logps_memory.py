@@ -15,7 +15,6 @@ them is no tensor's. The plain way is run only up to --plain-gb; above, its peak
 was run at the same V, times the ratio of the Ts, and marked with ~.
 """
 
-import json
 import math
 import os
 import re
@@ -36,7 +35,7 @@ from transformers.hf_argparser import HfArg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
 
 from model import token_logps  # noqa: E402
-from run import Count, Positive, one_line_errors, parse_flags, surroundings  # noqa: E402
+from run import Count, Positive, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
 
 PLAIN_COPIES = 5  # (B, T, V) floats that the plain way holds at its peak, about; only to keep to --plain-gb
 GB = 1e9
@@ -180,9 +179,8 @@ def main(args=None):
             raise ValueError(f"--hidden {config.hidden}: takes an even number (rotary embeddings)")
     rows = measure_all(config)
     print(as_markdown(rows))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings(), "points": rows}
-    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(config.out, record)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ the model's layers make of a micro-batch and of a large square one, before the s
 model's shapes" is what these layers reach by themselves: forward products only, each as often as it comes.
 """
 
-import json
 import sys
 import time
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/..
 
 from generate import Rollout  # noqa: E402
 from model import clip_gradients, load_config, load_policy, token_logps  # noqa: E402
-from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings  # noqa: E402
+from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
 from train_grpo import (  # noqa: E402
     group_advantages,
     grpo_loss,
@@ -301,8 +300,7 @@ def main(args=None):
         "threads": torch.get_num_threads(),
         "points": points,
     }
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(config.out, record)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from run import (  # noqa: E402
     read_lines,
     read_metrics,
     surroundings,
+    write_json,
     write_lines,
 )
 
@@ -288,8 +289,7 @@ def main(args=None):
         "sides": sides,
         "runs": {"train_grpo.py": ours, "trl": theirs},
     }
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps(written, indent=2) + "\n")
+    write_json(config.out, written)
 
 
 if __name__ == "__main__":

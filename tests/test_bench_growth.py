@@ -7,7 +7,7 @@ from bench.sync_time import slope
 
 
 def test_a_leak_has_the_slope_it_leaks_by():
-    """A leak that is divided by something and so looks flat. Break: middle = 0 in slope."""
+    """A leak that is divided by something and so looks flat. Break: divide it by 2."""
     assert slope([100, 103, 106, 109]) == pytest.approx(3)
     assert slope([7, 9, 7, 9, 7]) == 0  # what goes up and down is no leak
 

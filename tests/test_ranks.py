@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import torchrun
 from transformers import AutoModelForCausalLM
 
+from bench.kills import computed
 from ranks import see_one_gpu
-from run import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 # Two prompts a step, six responses each: prompts whose responses are all wrong are common, so there are
@@ -25,19 +25,10 @@ MIXED = "--model tiny/chat --reward-model tiny/reward --prompts-per-step 4"
 MIXED += " --data math=tiny@validation chat=tiny@validation"
 
 
-def torchrun(ranks, *command):
-    """Run a Python program on so many ranks; what it printed."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run([*launch, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def train(ranks, script, folder, flags):
     """Run a train script on so many ranks; its metrics without timings, its last weights, what it printed."""
     said = torchrun(ranks, script, "--run-dir", str(folder), *flags.split())
-    rows = [{key: row[key] for key in row if not key.endswith("_s")} for row in read_metrics(folder)]
-    return rows, load_file(folder / "export" / str(len(rows)) / "model.safetensors"), said
+    return *computed(folder), said
 
 
 def assert_alike(one, two):

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import torchrun
 from safetensors.torch import load_file
 
 import train_dpo
 import train_grpo
+from bench.kills import computed
 from checkpoint import newest
 from run import Run, read_config, read_metrics
 
@@ -25,12 +27,6 @@ SMALL += " --lr 1e-3 --ahead 3 --save-every 2"
 
 class Killed(Exception):
     """As good as kill -9: nothing that main() would still do is done."""
-
-
-def computed(directory):
-    """A run's metrics without its clock's, and its last export."""
-    rows = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_metrics(directory)]
-    return rows, load_file(directory / "export" / str(len(rows)) / "model.safetensors")
 
 
 def assert_same(one, two):
@@ -111,7 +107,6 @@ def test_another_number_of_ranks(straight, die_at, monkeypatch, tmp_path):
     `rank() == 0` before set_counts."""
     flags = "--sync-every 6 --engine transformers"  # one window: each checkpoint has the generator's weights
     rows, weights = straight(train_dpo, flags)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}"
     die_at(3)
     with pytest.raises(Killed):
@@ -119,7 +114,7 @@ def test_another_number_of_ranks(straight, die_at, monkeypatch, tmp_path):
     monkeypatch.undo()
     for again in ("two ranks, from step 2 of one", "one rank, from step 4 of two"):
         if again.startswith("two"):
-            subprocess.run([*launch, "train_dpo.py", *command.split()], cwd=ROOT, check=True, timeout=300)
+            torchrun(2, "train_dpo.py", *command.split())
         else:
             shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
             train_dpo.main(command.split())

@@ -1,0 +1,147 @@
+"""Hours of steps, and the memory of every process of a run over them (Linux).
+
+    python bench/soak.py --hours 2                  # the engine in the trainer's process
+    python bench/soak.py --hours 2 --served True    # on a vLLM server of its own
+
+A run of train_grpo.py on the tiny model at --sync-every 10, with a checkpoint every 50 steps. Once a minute
+the memory of the run and of all that it has started is noted, as Linux's USS: what would be free if the
+process ended. When the time is over the run is sent SIGTERM, so it must end by itself, with a checkpoint. A
+process's slope is that of the line through what was noted after the first quarter.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import linear_regression, mean
+
+import psutil
+from tqdm import tqdm
+from transformers.hf_argparser import HfArg
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
+
+from report import load_pyplot  # noqa: E402
+from run import Positive, parse_flags, read_metrics, surroundings, write_json  # noqa: E402
+
+FLAGS = "--steps 1000000 --sync-every 10 --save-every 50 --lr 1e-6 --prompts-per-step 16"
+EVERY_S = 60
+MB = 2**20
+ROLES = {  # a process by what its command line has; the first that fits
+    "rewards.py --serve": "grader",
+    "VLLM::": "engine",
+    "multiprocessing": "multiprocessing's",
+    "api_server": "server",
+    "serve.py": "server",
+    "train_grpo.py": "trainer",
+}
+
+
+@dataclass
+class Config:
+    hours: Positive = HfArg(default=2.0, help="How long.")
+    served: bool = HfArg(default=False, help="Generate on a server (--generator-devices cpu).")
+    out: str = HfArg(default="results/soak/numbers.json", help="The numbers; beside them, the figure.")
+
+
+def role_of(process):
+    """What a process of the run is."""
+    line = " ".join(process.cmdline()) or process.name()
+    return next((role for text, role in ROLES.items() if text in line), line[:40])
+
+
+def note(run, seen, minute):
+    """Add to `seen` what every living process of a run holds now: {(role, pid): [(minute, MB, files)]}."""
+    for process in [run, *run.children(recursive=True)]:
+        try:
+            held, files = round(process.memory_full_info().uss / MB, 2), process.num_fds()
+            seen[role_of(process), process.pid].append((round(minute, 2), held, files))
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue  # it ended meanwhile
+
+
+def summary(role, pid, points):
+    """One process: when it was there, its memory after the first quarter and at the end, its slope."""
+    minutes, held, files = zip(*points, strict=True)
+    late = [(m, h) for m, h in zip(minutes, held, strict=True) if m >= minutes[-1] / 4]
+    slope = linear_regression(*zip(*late, strict=True)).slope if len(late) > 1 else None
+    tenth = max(1, len(late) // 10)
+    return {
+        "role": role,
+        "pid": pid,
+        "minutes": [minutes[0], minutes[-1]],
+        "mb_after_a_quarter": mean(h for _, h in late[:tenth]),
+        "mb_at_the_end": mean(h for _, h in late[-tenth:]),
+        "mb_an_hour": None if slope is None else 60 * slope,
+        "open_files": [files[0], files[-1]],
+    }
+
+
+def as_markdown(rows):
+    """One line a process."""
+    lines = ["| process | minutes | after a quarter | at the end | slope | open files |", "|" + "---|" * 6]
+    for row in rows:
+        first, last = row["minutes"]
+        slope = "" if row["mb_an_hour"] is None else f"{row['mb_an_hour']:+.2f} MB an hour"
+        cells = [row["role"], f"{first:.0f} to {last:.0f}", f"{row['mb_after_a_quarter']:.1f} MB"]
+        cells += [f"{row['mb_at_the_end']:.1f} MB", slope, "{} to {}".format(*row["open_files"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(seen, out):
+    """A line a process: megabytes over minutes."""
+    plt = load_pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for (role, _), points in seen.items():
+        minutes, held, _ = zip(*points, strict=True)
+        axis.plot(minutes, held, label=role, lw=1)
+    axis.set_xlabel("minutes")
+    axis.set_ylabel("memory of its own (MB)")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def main(args=None):
+    config, seen = parse_flags(Config, args), defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train_grpo.py", *FLAGS.split(), "--run-dir", f"{folder}/run"]
+        command += ["--generator-devices", "cpu"] if config.served else []
+        with Path(folder, "log.txt").open("w+") as log:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            run, start = psutil.Process(process.pid), time.monotonic()
+            for _ in tqdm(range(round(3600 * config.hours / EVERY_S)), desc="soak"):
+                time.sleep(EVERY_S)
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise RuntimeError(f"the run ended by itself:\n{log.read()[-3000:]}")
+                note(run, seen, (time.monotonic() - start) / 60)
+            children = run.children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(timeout=300)
+            left = [str(child) for child in children if child.is_running()]
+        steps = len(read_metrics(f"{folder}/run"))
+        saved = sorted(int(path.name) for path in Path(folder, "run/checkpoints").iterdir())
+    rows = [summary(*key, points) for key, points in seen.items()]
+    print(as_markdown(rows))
+    print(f"{steps} steps; status {status} after SIGTERM, checkpoints {saved}; left over: {left or 'nothing'}")
+    record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings()}
+    record |= {"steps": steps, "status": status, "checkpoints": saved, "left_running": left}
+    points = {f"{role} {pid}": points for (role, pid), points in seen.items()}
+    write_json(config.out, {**record, "processes": rows})
+    Path(config.out).with_suffix(".points.json").write_text(json.dumps(points) + "\n")
+    plot(seen, Path(config.out).with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
