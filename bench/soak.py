@@ -134,7 +134,8 @@ def main(args=None):
         saved = sorted(int(path.name) for path in Path(folder, "run/checkpoints").iterdir())
     rows = [summary(*key, points) for key, points in seen.items()]
     print(as_markdown(rows))
-    print(f"{steps} steps; status {status} after SIGTERM, checkpoints {saved}; left over: {left or 'nothing'}")
+    print(f"{steps} steps; status {status} after SIGTERM, checkpoints {saved}")
+    print(f"still running: {left or 'nothing'}")
     record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings()}
     record |= {"steps": steps, "status": status, "checkpoints": saved, "left_running": left}
     points = {f"{role} {pid}": points for (role, pid), points in seen.items()}
