@@ -1,7 +1,7 @@
-"""All that a run is after a step, on disk: so that one cut short goes on as if it had not been.
+"""A run's complete state on disk, so that it can be resumed exactly.
 
-    runs/NAME/checkpoints/STEP/*.distcp         policy and Adam's moments; where nothing else has them, the
-                                                reference's and the generator's weights
+    runs/NAME/checkpoints/STEP/*.safetensors    each rank's part of the policy and of Adam's moments; where
+                                                nothing else has them, of the reference and the generator
     runs/NAME/checkpoints/STEP/rollouts.jsonl   responses sampled ahead, that no step has learned from yet
     runs/NAME/checkpoints/STEP/state.json       what was drawn and counted; written last
 
@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from generate import Rollout, finished
 from ranks import from_first, gather, largest, meet, rank
-from run import read_lines, write_lines
+from run import full_disk_ends_run, read_lines, write_lines
 from sync import sync
 
 
@@ -49,6 +50,7 @@ class Checkpoints:
             dtype = self.generator.dtype
             self.held = {n: p.detach().to(dtype, copy=True).cpu() for n, p in self.policy.named_parameters()}
 
+    @full_disk_ends_run()
     def save(self, step, batches, sampled, counts):
         """Write what it takes to go on with `step`. It appears under its name only when it is whole.
 
@@ -71,7 +73,8 @@ class Checkpoints:
         tensors = self._tensors(moments=len(self.optimizer.state) > 0)
         if step % self.config.sync_every > 0:  # the next step does not sync
             tensors |= {f"generator.{name}": weight for name, weight in self.held.items()}
-        dcp.save(tensors, checkpoint_id=str(aside))
+        # By default torch.distributed.checkpoint writes pickles, which run whatever code stands in them.
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))
         counts = {**counts, "scorer": self.scorer.counts()}
         if rank() == 0:
             write_lines(aside / "rollouts.jsonl", rollouts)
@@ -104,16 +107,17 @@ class Checkpoints:
             print("checkpoint: none yet; the run begins again")
             return None
         state = json.loads((path / "state.json").read_text())
-        step, names = state["step"], set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+        stored = HuggingFaceStorageReader(str(path))
+        step, names = state["step"], set(stored.read_metadata().state_dict_metadata)
         print(f"checkpoint: going on from {path}, the generator with weights of step {state['version']}")
         if step % self.config.sync_every > 0:  # else the loop syncs first thing
-            self._restore_generator(path, state["version"], names)
+            self._restore_generator(stored, state["version"], names)
         moments = any(name.startswith("adam.") for name in names)  # no step has learned anything before
         if moments:
             for parameter in self.policy.parameters():
                 zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
-        dcp.load(self._tensors(moments), checkpoint_id=str(path))
+        dcp.load(self._tensors(moments), storage_reader=stored)
         if rank() == 0:
             self.scorer.set_counts(state["counts"]["scorer"])
         batches.load_state_dict([{**part, "step": step} for part in state["batches"]])
@@ -127,13 +131,13 @@ class Checkpoints:
         export = self.directory.parent / "export" / path.name
         return f"begin a new run from {export}, the last that is whole, with a smaller --lr or --grad-clip"
 
-    def _restore_generator(self, path, version, names):
+    def _restore_generator(self, stored, version, names):
         """Give the generator the weights that it had, through the policy, whose own follow after."""
         if any(name.startswith("generator.") for name in names):
             dtype = self.generator.dtype
             weights = {f"generator.{name}": p for name, p in self.policy.named_parameters()}
             old = {name: torch.empty_like(p, dtype=dtype) for name, p in weights.items()}
-            dcp.load(old, checkpoint_id=str(path))
+            dcp.load(old, storage_reader=stored)
             with torch.no_grad():
                 for name, parameter in weights.items():
                     parameter.copy_(old[name])

@@ -6,7 +6,7 @@
     load_prompts("AI-MO/NuminaMath-CoT@validation")  a data set on the Hugging Face Hub, or in a folder
     load_prompts("openai/gsm8k:main")                one that comes in several configurations
     load_prompts("chat=allenai/WildChat-1M")         requests; chat=tiny are the embedded ones (tiny/chat.py)
-    load_sources(["math=tiny:2", "chat=tiny:1"])     both, two prompts of a step to one
+    load_sources(["math=tiny:2", "chat=tiny:1"])     both, two math prompts for each chat prompt
 
 A problem has its text in `problem` or `question`, its gold in `answer` or the last \\boxed{} of `solution`;
 a request is a string, `instruction`, `prompt`, or the first of `conversation`, `messages` or `turns`.

@@ -133,8 +133,8 @@ class Generator:
         self.tokenizer = load_tokenizer(path)
         self.version, self.busy = None, Busy()
         # A vocabulary is often padded to a round size. What no text can contain shall not be sampled.
-        vocabulary = range(load_config(path).get_text_config().vocab_size)
-        padding = set(vocabulary) - set(self.tokenizer.get_vocab().values())
+        self.vocabulary = load_config(path).get_text_config().vocab_size
+        padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
         self.never = dict.fromkeys(sorted(padding), -100.0)  # added to their logits
 
     def sample(self, prompts, n, temperature, top_p, max_tokens, seeds):
@@ -146,10 +146,24 @@ class Generator:
         limits = max_tokens if isinstance(max_tokens, list) else [max_tokens] * len(prompts)
         with self.busy:
             completions = self._complete(prompt_ids, n, temperature, top_p, limits, seeds)
+        for prompt, group in zip(prompts, completions, strict=True):
+            self._check(prompt, group, n)
         return [
             [Rollout(prompt.id, ids, *completion, version=self.version) for completion in group]
             for prompt, ids, group in zip(prompts, prompt_ids, completions, strict=True)
         ]
+
+    def _check(self, prompt, group, n):
+        """RuntimeError if an engine's answer to a prompt is not n responses of tokens that there are."""
+        if len(group) != n:
+            raise RuntimeError(f"prompt {prompt.id}: the engine returned {len(group)} responses, not {n}")
+        for ids, logps, _ in group:
+            if not ids or len(logps) != len(ids):
+                found = f"{len(ids)} tokens and {len(logps)} log-probs"
+                raise RuntimeError(f"prompt {prompt.id}: the engine returned a response of {found}")
+            if not 0 <= min(ids) <= max(ids) < self.vocabulary:
+                outside = f"ids from {min(ids)} to {max(ids)}, of a vocabulary of {self.vocabulary}"
+                raise RuntimeError(f"prompt {prompt.id}: the engine returned {outside}")
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
         """For each prompt, n triples (response_ids, logps, finish_reason)."""

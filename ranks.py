@@ -8,7 +8,7 @@ all ranks call them, in the same order.
 import os
 import sys
 from datetime import timedelta
-from functools import partialmethod
+from functools import cache, partialmethod
 
 import torch
 import torch.distributed as dist
@@ -116,6 +116,18 @@ def same_number(batches):
 def meet():
     """Wait until all ranks are here."""
     total([0])
+
+
+def meet_within(seconds):
+    """Wait until all ranks are here. RuntimeError names those that do not come within so many seconds."""
+    if world_size() > 1:
+        # Over gloo, which alone can tell who is missing.
+        dist.monitored_barrier(_gloo(), timedelta(seconds=seconds), wait_all_ranks=True)
+
+
+@cache
+def _gloo():
+    return dist.new_group(backend="gloo")
 
 
 def gather(rows):

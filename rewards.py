@@ -154,7 +154,7 @@ class MathVerifier:
     Workers (70 MB each; by default this rank's share of the cores, at most 4) start in the background: it
     returns at once. Counters, over all calls: `timeouts`, items that hit the deadline; `restarts`, workers
     replaced after a timeout or a death of their own; `parse_failures`, responses from which nothing was
-    extracted.
+    extracted. `per_s`: responses a second that each worker scored in the last call.
     Not thread-safe. Raises ValueError for bad arguments, RuntimeError when workers cannot start.
     """
 
@@ -166,6 +166,7 @@ class MathVerifier:
             raise ValueError(f"MathVerifier: workers={workers} must be >= 1, timeout_s={timeout_s} > 0")
         self.timeout_s = timeout_s
         self.timeouts = self.restarts = self.parse_failures = self._deaths = 0
+        self.per_s = 0.0
         self._selector = selectors.DefaultSelector()
         self._workers = []
         for _ in range(workers):
@@ -173,11 +174,13 @@ class MathVerifier:
 
     def score(self, items: list[tuple[str, str]]) -> list[float]:
         """(response, gold) pairs -> `math_reward` of each, in order; 0.0 for an item that gets no reply."""
-        scores = [0.0] * len(items)
+        scores, start = [0.0] * len(items), time.monotonic()
         for number, reply in self._run([("grade", response, gold) for response, gold in items]):
             if reply is not None:
                 scores[number], extracted = reply
                 self.parse_failures += not extracted
+        if items:
+            self.per_s = len(items) / (time.monotonic() - start) / len(self._workers)
         return scores
 
     def unparsable(self, golds: list[str]) -> list[int]:
@@ -496,10 +499,11 @@ class Scorer:
         return scores
 
     def counts(self):
-        """What has gone wrong so far on all ranks, for the metrics; None where it cannot."""
-        from ranks import total
+        """For the metrics: what has gone wrong so far, on all ranks, and the graders' speed; None if none."""
+        from ranks import mean, total
 
         return {
+            "graded_per_s": mean([self.verifier.per_s]) if self.verifier else None,
             "parse_failures": int(total([self.verifier.parse_failures])) if self.verifier else None,
             "grader_restarts": int(total([self.verifier.restarts])) if self.verifier else None,
             "reward_truncated": int(total([self.model.truncated])) if self.model else None,

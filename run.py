@@ -11,6 +11,7 @@
 """
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -136,6 +137,22 @@ def one_line_errors():
         sys.exit(_one_line(f"{Path(sys.argv[0]).name}: {error}"))
 
 
+@contextmanager
+def full_disk_ends_run():
+    """Around a function that writes, as a decorator: a full disk ends the program with one line, status 1.
+
+    safetensors and torch.distributed.checkpoint have errors of their own, in whose text the system's stands.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for what in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)):
+            if what in str(error):
+                remedy = "make room, and the same command with --resume goes on from the last checkpoint"
+                sys.exit(f"{Path(sys.argv[0]).name}: --run-dir: {what}; {remedy}")
+        raise
+
+
 def as_json(value):
     """A flag's value for config.json: steps as whole numbers, and infinity, which JSON lacks, as "inf"."""
     if isinstance(value, Every):
@@ -220,6 +237,7 @@ def check_same_run(config):
 class Run:
     """A run directory, new or resumed. All ranks have one, and rank 0 alone writes."""
 
+    @full_disk_ends_run()
     def __init__(self, config, rank=0, first_step=0):
         """first_step: the one that comes next. What an earlier start wrote of it, and after, is removed."""
         self.directory, self.rank, self.keys = Path(config.run_dir), rank, None
@@ -255,6 +273,7 @@ class Run:
             if not link.exists():  # its export was just removed
                 link.unlink()
 
+    @full_disk_ends_run()
     def log(self, metrics):
         """Append one step's metrics; KeyError if they have not the keys of the steps before.
 
@@ -271,6 +290,7 @@ class Run:
         }
         self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
 
+    @full_disk_ends_run()
     def save_rollouts(self, step, prompts, rollouts, responses, scores):
         """Keep the first responses of a step to each task, to be read by a person: one JSON object a line."""
         if self.rank > 0:
@@ -292,6 +312,7 @@ class Run:
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    @full_disk_ends_run()
     def export(self, model, tokenizer, step):
         """Write the policy as a Hugging Face checkpoint. It appears under its name only when it is whole.
 

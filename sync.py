@@ -2,20 +2,24 @@
 
 An engine keeps repacked, cached or slept copies of its weights, and every known way for a copy to fail is
 silent: online training quietly becomes offline. So each sync ends with proofs, and one that fails stops the
-run: every name was sent and taken, the prefix cache was reset, and the canary, a fixed text, gets the same
-log-probs from both sides. One step at a small learning rate moves the canary less than bfloat16 rounds it, so
-the first sync is preceded by a rehearsal with weights that are plainly different.
+run: every rank came, every name was sent and taken, the prefix cache was reset, and the canary, a fixed text,
+gets the same log-probs from both sides. One step at a small learning rate moves the canary less than bfloat16
+rounds it, so the first sync is preceded by a rehearsal with weights that are plainly different.
 """
 
 import torch
 
 from model import full_weights, token_logps
+from ranks import meet_within
 
 CANARY = "12 + 30 = 42, said the canary."
 
 # Largest mean |trainer - generator| gap of the canary that counts as agreement, in nats per token. Measured
 # between correct forwards: 1e-6 to 1e-5 in float32, up to 6e-2 in bfloat16.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.2}
+
+
+PATIENCE_S = 1800  # steps end together; but at the start one rank may read its models from a slower disk
 
 
 class SyncError(RuntimeError):
@@ -36,6 +40,10 @@ def sync(policy, generator, step):
 
 def copy_and_prove(policy, generator, tolerance, what):
     """The copy and its proofs; `what` begins an error's message. Returns the canary's gap."""
+    try:
+        meet_within(PATIENCE_S)  # every rank has a part of the weights
+    except RuntimeError as error:
+        raise SyncError(f"{what}: {str(error).splitlines()[0]}") from error
     sent = set()
 
     def noted(weights):

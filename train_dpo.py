@@ -444,7 +444,7 @@ def main(args=None):
             "rejected_length": mean(lengths[rejected] for _, _, rejected in pairs),
             "grad_norm": grad_norm if all_groups else None,
             "skipped_steps": counts["skipped"],
-            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
+            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated, graded_per_s
             "tokens": tokens,
             "tokens_per_s": counts["tokens"] / counts["seconds"],
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),

@@ -466,7 +466,7 @@ def main(args=None):
             "bound_frac": mean(not low <= ratio <= high for ratio in seen["ratio"]),
             "grad_norm": grad_norm if all_rows else None,
             "skipped_steps": counts["skipped"],
-            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
+            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated, graded_per_s
             "tokens": tokens,
             "tokens_per_s": counts["tokens"] / counts["seconds"],
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),

@@ -75,7 +75,7 @@ def run_once(folder, flags, pinned):
         stderr=subprocess.DEVNULL,
     )
     rows = read_metrics(folder)
-    keys = [key for key in rows[0] if key.endswith("_s") and key != "tokens_per_s"]
+    keys = [key for key in rows[0] if key.endswith("_s") and not key.endswith("per_s")]
     return {key: sum(row[key] for row in rows) / len(rows) for key in keys}
 
 

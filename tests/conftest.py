@@ -66,7 +66,7 @@ def torchrun(ranks, *command):
 class Grader:
     """yes is right. The real one takes a second to start."""
 
-    parse_failures = restarts = 0
+    parse_failures = restarts = per_s = 0
 
     def score(self, items):
         return [float("yes" in response) for response, _ in items]

@@ -166,3 +166,33 @@ def test_a_sleeping_engine_is_woken_first(checkpoints):
     generator.sample([], 1, 1.0, 1.0, 8, [])
     awake = ["generate", "sleep 1", "wake"]
     assert generator.llm.calls == [*awake, "load", *awake, "generate", "sleep 1"]
+
+
+class Odd(Generator):
+    """An engine that answers every prompt with the same."""
+
+    def _complete(self, prompt_ids, *sampling):
+        return [self.answer for _ in prompt_ids]
+
+
+@pytest.mark.parametrize(
+    "answer, problem",
+    [
+        ([([5], [-1.0], "stop")], "returned 1 responses, not 2"),
+        ([([5], [-1.0], "stop"), ([], [], "stop")], "a response of 0 tokens and 0 log-probs"),
+        ([([5], [-1.0], "stop"), ([5, 6], [-1.0], "stop")], "a response of 2 tokens and 1 log-probs"),
+        ([([5], [-1.0], "stop"), ([5, 260], [-1.0, -1.0], "stop")], "ids from 5 to 260, of a vocabulary of"),
+        ([([5], [-1.0], "stop"), ([-1, 5], [-1.0, -1.0], "stop")], "ids from -1 to 5"),
+    ],
+)
+def test_an_engine_that_answers_otherwise_than_asked(checkpoints, prompts, answer, problem):
+    """Groups that are cut short and shift all rewards behind them; an id that reads past the embedding.
+
+    Breaks: leave out each condition in Generator._check.
+    """
+    odd = Odd(checkpoints["llama"], torch.float32)
+    odd.answer = [([5, 259], [-1.0, -2.0], "stop")] * 2
+    assert len(odd.sample(prompts, 2, 1.0, 1.0, 8, [1, 50])[1]) == 2
+    odd.answer = answer
+    with pytest.raises(RuntimeError, match=f"prompt p0: the engine .*{problem}"):
+        odd.sample(prompts, 2, 1.0, 1.0, 8, [1, 50])

@@ -66,10 +66,12 @@ def test_two_ranks_are_one(script, flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one_with_vllm(tmp_path):
-    """Engines that wait for each other, or weights that are gathered in another order than they are read.
-    Break: in sync.py, iterate over reversed(list(full_weights(...))) on one rank."""
-    flags = SMALL.replace("transformers", "vllm")
+@pytest.mark.parametrize("generator", ["--engine vllm", "--generator-devices cpu"])
+def test_two_ranks_are_one_with_vllm(generator, tmp_path):
+    """Engines that wait for each other, weights that are gathered in another order than they are read, or two
+    ranks that both give a server weights. Breaks: in sync.py, iterate over reversed(list(full_weights(...)))
+    on one rank; no deque() in ServedGenerator.load_weights."""
+    flags = SMALL.replace("--engine transformers", generator)
     one = train(1, "train_dpo.py", tmp_path / "one", flags)
     assert_alike(one, train(2, "train_dpo.py", tmp_path / "two", flags))
 
@@ -110,6 +112,29 @@ def test_ranks_that_score_unequal_batches(tmp_path):
     (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{UNEQUAL}")
     alone, first = (json.loads(torchrun(n, tmp_path / "program.py", conversations)) for n in (1, 2))
     assert len(alone) == 30 and first == pytest.approx(alone[:1], abs=1e-4)
+
+
+MISSING = """
+import time
+import sync
+from ranks import init_ranks
+
+rank, world, device = init_ranks()
+sync.PATIENCE_S = 2
+try:
+    if rank == 0:
+        sync.copy_and_prove(None, None, 0.0, "sync at step 7")  # it goes no further than this
+    time.sleep(10)  # rank 1 is busy with something else
+except sync.SyncError as error:
+    print(error)
+"""
+
+
+def test_a_rank_that_does_not_come_to_a_sync(tmp_path):
+    """Ranks that wait two hours for one that is stuck, and do not say for which. Break: no meet_within."""
+    (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{MISSING}")
+    said = torchrun(2, tmp_path / "program.py")
+    assert "sync at step 7" in said and "Ranks 1 failed" in said
 
 
 @pytest.mark.parametrize("seen, local, left", [("0,1", 1, "1"), ("GPU-a,GPU-b", 0, "GPU-a"), ("", 1, "")])

@@ -1,5 +1,6 @@
 """A run that was cut short and resumed is the run that was not: the same metrics and weights, bit for bit."""
 
+import errno
 import os
 import shutil
 import signal
@@ -156,7 +157,7 @@ def test_a_checkpoint_that_is_cut_is_passed_over(die_at, tmp_path, capsys):
     die_at(4)
     with pytest.raises(Killed):
         train_dpo.main(command.split())
-    whole = sorted((tmp_path / "run" / "checkpoints" / "4").glob("*.distcp"))[0]
+    whole = sorted((tmp_path / "run" / "checkpoints" / "4").glob("*.safetensors"))[0]
     os.truncate(whole, whole.stat().st_size - 1)
     (
         tmp_path / "run" / "checkpoints" / "9.partial"
@@ -198,6 +199,32 @@ def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
     assert stop.value.code == 2
     assert problem.format(run=finished) in capsys.readouterr().err.strip().splitlines()[-1]
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def no_space(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "where, name",
+    [
+        ("torch.distributed.checkpoint.filesystem.FileSystem", "create_stream"),  # inside dcp's own error
+        ("run", "write_text"),
+        ("transformers.LlamaForCausalLM", "save_pretrained"),
+    ],
+)
+def test_a_full_disk_ends_a_run_that_can_go_on(straight, where, name, monkeypatch, tmp_path, capsys):
+    """A traceback of dcp, or a half-written checkpoint that is taken for one. Breaks: no full_disk_ends_run()
+    before save, before export; `except OSError`."""
+    flags = "--sync-every 3 --engine transformers"
+    command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split()
+    train_dpo.main([*command, "--steps", "3"])
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{where}.{name}", no_space)
+        with pytest.raises(SystemExit, match="--run-dir: No space left on device; make room, and the same"):
+            train_dpo.main(command)
+    train_dpo.main(command)
+    assert_same(computed(tmp_path / "run"), straight(train_dpo, flags))
 
 
 def test_a_gradient_that_is_not_finite(monkeypatch, tmp_path):

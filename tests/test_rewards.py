@@ -113,6 +113,15 @@ def test_parse_failures_are_counted(verifier):
     assert verifier.parse_failures - before == 2
 
 
+def test_speed_is_that_of_each_worker(verifier):
+    """A speed that grows with the number of workers, or none. Break: no `/ len(self._workers)`."""
+    start = time.monotonic()
+    verifier.score([(rf"$\boxed{{{n}}}$", "1") for n in range(40)])
+    assert verifier.per_s == pytest.approx(20 / (time.monotonic() - start), rel=0.2)
+    before = verifier.per_s
+    assert verifier.score([]) == [] and verifier.per_s == before
+
+
 def test_unparsable_golds(verifier):
     """Bug: problems that no response can solve stay in the data. Break: return numbers of unique golds."""
     golds = ["1", "1", "", r"\frac{1}{2}", "x=1", "$5", "\n7\n", "", r"\frac{"]
