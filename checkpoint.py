@@ -27,9 +27,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from generate import Rollout, finished
-from ranks import from_first, gather, largest, meet, rank
+from ranks import from_first, gather, largest, meet, rank, world_size
 from run import full_disk_ends_run, read_lines, write_lines
 from sync import sync
+
+FILE_BYTES = 2**30  # a rank's part of a file, about
 
 
 class Checkpoints:
@@ -74,7 +76,8 @@ class Checkpoints:
         if step % self.config.sync_every > 0:  # the next step does not sync
             tensors |= {f"generator.{name}": weight for name, weight in self.held.items()}
         # By default torch.distributed.checkpoint writes pickles, which run whatever code stands in them.
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(aside), in_files(tensors), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer)
         counts = {**counts, "scorer": self.scorer.counts()}
         if rank() == 0:
             write_lines(aside / "rollouts.jsonl", rollouts)
@@ -125,11 +128,11 @@ class Checkpoints:
 
     def remedy(self):
         """What to do where a run would only fail again."""
-        path = from_first(lambda: newest(self.directory))
-        if path is None:
-            return "there is no checkpoint to go back to (--save-every)"
-        export = self.directory.parent / "export" / path.name
-        return f"begin a new run from {export}, the last that is whole, with a smaller --lr or --grad-clip"
+        exports = self.directory.parent / "export"
+        steps = from_first(lambda: numbered(exports))
+        if not steps:
+            return "there is no export to go back to (--save-every)"
+        return f"begin a new run from {exports / str(steps[-1])}, with a smaller --lr or --grad-clip"
 
     def _restore_generator(self, stored, version, names):
         """Give the generator the weights that it had, through the policy, whose own follow after."""
@@ -166,6 +169,15 @@ class Checkpoints:
             finished([(prompt, groups[number][prompt.id]) for prompt in next(batches)])
             for number in range(step, step + ahead)
         )
+
+
+def in_files(tensors):
+    """{name: number of its file}: each rank holds one file's tensors a second time while it writes them."""
+    numbers, held = {}, 0
+    for name, tensor in tensors.items():
+        numbers[name] = 1 + held // (FILE_BYTES * world_size())
+        held += tensor.nbytes
+    return numbers
 
 
 def flush(path):

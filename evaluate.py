@@ -22,6 +22,7 @@ from transformers.hf_argparser import HfArg
 from data import load_prompts, split_spec
 from generate import check_engine, fit_context, load_generator, request_seed
 from model import load_tokenizer
+from ranks import meet, rank
 from rewards import Scorer
 from run import (
     Count,
@@ -213,8 +214,15 @@ def validate(checkpoint, specs, config):
 
     In a process of its own, from the checkpoint: the generator of a training run holds older weights. The
     best has the highest accuracy on problems, the highest length-normalised reward on requests. specs: of
-    data.load_held_out. config: a train script's. A measurement that fails ends the run, in one line.
+    data.load_held_out. config: a train script's. A measurement that fails ends the run, in one line; one that
+    there is already is not made again. All ranks come here, and wait for the first.
     """
+    if rank() == 0:
+        _validate(checkpoint, specs, config)
+    meet()
+
+
+def _validate(checkpoint, specs, config):
     directory, step = checkpoint.parents[1], checkpoint.name
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what the trainer only keeps in reserve counts as used for others
@@ -225,6 +233,8 @@ def validate(checkpoint, specs, config):
             "dtype": config.dtype, "max-new-tokens": config.max_new_tokens.of(task),
             "out": directory / "validation" / step / f"{task}-{number}.json",
         }  # fmt: skip
+        if flags["out"].exists():
+            continue
         if task == "chat":
             flags["reward-model"] = config.reward_model
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]

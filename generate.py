@@ -29,6 +29,7 @@ from model import TINY_MODEL, load_config, load_policy, load_tokenizer, token_lo
 from ranks import rank
 from run import Count, Positive, one_line_errors, parse_flags
 
+MOST_BIASES = 1024  # of a request, in vLLM 0.32's model runner for GPUs
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
 
 
@@ -136,16 +137,20 @@ class Generator:
         self.vocabulary = load_config(path).get_text_config().vocab_size
         padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
         self.never = dict.fromkeys(sorted(padding), -100.0)  # added to their logits
+        if torch.cuda.is_available() and len(self.never) > MOST_BIASES:
+            found = f"{len(self.never)} ids of its vocabulary are no token's, and vLLM masks {MOST_BIASES}"
+            raise ValueError(f"--model {path}: {found} at most; cut its embedding to the tokenizer's size")
 
-    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds):
+    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
         """n rollouts a prompt: list (P) of lists (n); sample i of prompt p has the seed seeds[p] + i.
 
-        max_tokens: a number for all prompts, or a list (P).
+        max_tokens: a number for all prompts, or a list (P). turn: of calls from several threads, that of the
+        lowest comes first.
         """
         prompt_ids = encode_prompts(self.tokenizer, prompts)
         limits = max_tokens if isinstance(max_tokens, list) else [max_tokens] * len(prompts)
         with self.busy:
-            completions = self._complete(prompt_ids, n, temperature, top_p, limits, seeds)
+            completions = self._complete(prompt_ids, n, temperature, top_p, limits, seeds, turn)
         for prompt, group in zip(prompts, completions, strict=True):
             self._check(prompt, group, n)
         return [
@@ -165,7 +170,7 @@ class Generator:
                 outside = f"ids from {min(ids)} to {max(ids)}, of a vocabulary of {self.vocabulary}"
                 raise RuntimeError(f"prompt {prompt.id}: the engine returned {outside}")
 
-    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
+    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         """For each prompt, n triples (response_ids, logps, finish_reason)."""
         raise NotImplementedError
 
@@ -246,7 +251,7 @@ class VLLMGenerator(Generator):
             self.llm.wake_up()
             self.asleep = False
 
-    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
+    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         self._wake()
         params = [
             self.vllm.SamplingParams(
@@ -340,7 +345,7 @@ class TransformersGenerator(Generator):
         self.stop_ids = set(stop if isinstance(stop, list) else [stop])
 
     @torch.no_grad()
-    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
+    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         # One prompt at a time: its n samples have the same length, so nothing is padded on the left.
         groups = []
         bar = tqdm(prompt_ids, desc="sampling", delay=3, leave=False)
@@ -430,7 +435,7 @@ def sample_ahead(generator, batches, steps, config):
     Each prompt of a step has a seed of its own, so the tokens are the same however many steps go together.
     """
 
-    def sample(asked):
+    def sample(asked, **turn):
         groups = generator.sample(
             [prompt for _, prompt in asked],
             n=config.samples_per_prompt,
@@ -438,12 +443,14 @@ def sample_ahead(generator, batches, steps, config):
             top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
             max_tokens=[config.max_new_tokens.of(prompt.task) for _, prompt in asked],
             seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in asked],
+            **turn,
         )
         return [(prompt, group) for (_, prompt), group in zip(asked, groups, strict=True)]
 
     asked = [[(step, prompt) for prompt in next(batches)] for step in steps]
     if generator.elsewhere:
-        return [in_background(sample, batch) for batch in asked]
+        turns = zip(steps, asked, strict=True)
+        return [in_background(partial(sample, batch, turn=step)) for step, batch in turns]
     sampled = iter(sample([pair for batch in asked for pair in batch]))
     return [finished([next(sampled) for _ in batch]) for batch in asked]
 

@@ -168,23 +168,25 @@ def copy_weights(source, target):
         into_target.copy_(from_source)
 
 
-def _head_logps(hidden, targets, weight, bias, temperature, with_entropy):
+def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entropy_grad):
     """(N, D), (N,) -> (N,), (N,): log-prob of each target, entropy of the distribution that it is from."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature  # (N, V)
     all_logps = logits.log_softmax(-1)  # (N, V)
     logps = all_logps.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
     if not with_entropy:
         return logps, torch.zeros_like(logps)
-    return logps, -(all_logps.exp() * all_logps).sum(-1)
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        return logps, -(all_logps.exp() * all_logps).sum(-1)
 
 
-def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entropy=False):
+def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entropy=False, entropy_grad=True):
     """Log-prob of every response token under `model`, in nats.
 
     input_ids (B, T): prompt + response, right-padded. response_mask (B, T): 1 on response tokens; None means
     all.
     temperature: the logits are divided by it, as the generator did when it sampled.
-    Returns logps (B, T); with_entropy=True returns (logps, entropies), both (B, T). Entry [b, t] belongs to
+    Returns logps (B, T); with_entropy=True returns (logps, entropies), both (B, T); entropy_grad=False saves
+    the work of entropies that only a metric wants. Entry [b, t] belongs to
     token input_ids[b, t], given the tokens before it; it is 0 where the mask is 0, and in column 0, which
     nothing predicts.
     This is the one place in the project where predictions and tokens are shifted by one against each other.
@@ -197,8 +199,8 @@ def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entr
     """
     if hasattr(model, "sharded_token_logps"):
         # Decoder and head are called by hand below, so FSDP's hooks on forward() would not run.
-        return model.sharded_token_logps(input_ids, response_mask, temperature, with_entropy)
-    return _token_logps(model, input_ids, response_mask, temperature, with_entropy)
+        return model.sharded_token_logps(input_ids, response_mask, temperature, with_entropy, entropy_grad)
+    return _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad)
 
 
 def packs(model):
@@ -238,6 +240,8 @@ def sharing_pays(model, rows, shared, longest):
     with the half of its row that comes before it. Costs are multiply-adds, in the blocks.
     """
     text = model.config.get_text_config()
+    if packs(model):
+        return False  # it shares nothing
     if not attends_only(model) or (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
         return False  # other layers do not know of the mask, nor the mask of a window
     width = text.num_hidden_layers * text.num_attention_heads * head_dim(text)
@@ -285,7 +289,7 @@ def shared_hidden(model, input_ids, response_mask):
     return hidden[row, column]
 
 
-def _token_logps(model, input_ids, response_mask, temperature, with_entropy):
+def _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad):
     if response_mask is None:
         response_mask = torch.ones_like(input_ids)
     if packs(model):
@@ -301,7 +305,7 @@ def _token_logps(model, input_ids, response_mask, temperature, with_entropy):
     pieces = [
         checkpoint(
             _head_logps, some_hidden, some_targets, head.weight, head.bias, temperature, with_entropy,
-            use_reentrant=False,
+            entropy_grad, use_reentrant=False,
         )
         for some_hidden, some_targets in zip(predictors.split(chunk), targets.split(chunk), strict=True)
     ]  # fmt: skip

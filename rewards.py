@@ -499,15 +499,20 @@ class Scorer:
         return scores
 
     def counts(self):
-        """For the metrics: what has gone wrong so far, on all ranks, and the graders' speed; None if none."""
-        from ranks import mean, total
+        """What has gone wrong so far on all ranks, for the metrics; None where it cannot."""
+        from ranks import total
 
         return {
-            "graded_per_s": mean([self.verifier.per_s]) if self.verifier else None,
             "parse_failures": int(total([self.verifier.parse_failures])) if self.verifier else None,
             "grader_restarts": int(total([self.verifier.restarts])) if self.verifier else None,
             "reward_truncated": int(total([self.model.truncated])) if self.model else None,
         }
+
+    def graded_per_s(self):
+        """Responses a second that a grader scored in the last step, the mean over the ranks; None if none."""
+        from ranks import mean
+
+        return mean([self.verifier.per_s]) if self.verifier else None
 
     def set_counts(self, counts):
         """Go on counting from what counts() said; called on one rank."""

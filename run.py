@@ -32,7 +32,7 @@ from transformers import HfArgumentParser
 
 ROLLOUTS_KEPT = 16  # a step and task
 FREE = {  # flags that a run may be resumed with changed: where, how fast and how long, not what is computed
-    "run_dir", "resume", "steps", "save_every", "keep", "ahead", "micro_batch_tokens",
+    "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
     "activation_checkpointing", "attention", "engine_memory", "engine_sleep", "generator_devices",
     "generator_url",
 }  # fmt: skip

@@ -17,13 +17,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -42,6 +42,7 @@ START_S = 1800  # a large model takes minutes to load
 CONTROL_S = 600  # for the answer to anything but a prompt
 TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 LOOK_S = 10  # seconds between two looks at the servers' health while a response is waited for
+REQUESTS = 256  # open at a time, each with the n samples of a prompt; a process may have 1024 files open
 FILE_BYTES = 2**29  # in one file, on a CPU: what this process holds a second time
 
 
@@ -60,7 +61,7 @@ class ServedGenerator(Generator):
 
     def __init__(self, path, dtype, max_model_len, devices, urls):
         super().__init__(path, dtype)
-        self.processes, self.transfer, self.turns = [], None, count()
+        self.processes, self.transfer, self.slots = [], None, threading.Semaphore(REQUESTS)
         self.urls = from_first(lambda: self._start(devices, max_model_len) if devices else list(urls))
         for url in self.urls:
             self._check(url, max_model_len)
@@ -108,10 +109,9 @@ class ServedGenerator(Generator):
             has = f"a context of {found['max_model_len']} tokens, and {max_model_len} are needed"
             raise ValueError(f"--generator-url {url}: it has {has}; {remedy}")
 
-    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds):
+    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         common = {"n": n, "temperature": temperature, "top_p": top_p, "logprobs": 0, "detokenize": False}
         common["logit_bias"] = self.never or None
-        turn = next(self.turns)  # what was asked for first is sampled first
         futures = []
         for index, (ids, limit, seed) in enumerate(zip(prompt_ids, limits, seeds, strict=True)):
             url = self.urls[(rank() + index) % len(self.urls)]
@@ -120,7 +120,8 @@ class ServedGenerator(Generator):
         return [self._wait(future) for future in futures]
 
     def _complete_one(self, url, ids, sampling, turn):
-        choices = generate(url, ids, sampling, turn)["choices"]
+        with self.slots:
+            choices = generate(url, ids, sampling, turn)["choices"]
         # The server says of every token which weights sampled it, by the name that stamp() gave them.
         versions = {span["version"] for choice in choices for span in choice["weight_versions"]}
         if self.version is not None and versions != {str(self.version)}:
@@ -164,9 +165,12 @@ class ServedGenerator(Generator):
         )
 
         if self.transfer is None:
-            source = Source(self.path, self.dtype)
-            servers = Servers(self.urls)
-            group = NCCLTrainerInitInfo(seen_from(self.urls[0]), free_port(), 1 + sum(servers.sizes), rank=0)
+            source, servers = Source(self.path, self.dtype), Servers(self.urls)
+            for url in self.urls:  # a trainer that died may have left its group there
+                ask(url, "shutdown_weight_transfer_engine")
+            away = [url for url in self.urls if urlsplit(url).hostname not in ("127.0.0.1", "localhost")]
+            here = seen_from((away or self.urls)[0])  # an address that all of them can reach
+            group = NCCLTrainerInitInfo(here, free_port(), 1 + sum(servers.sizes), rank=0)
             self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=servers, source=source)
         self.transfer.source.weights = weights
         torch.cuda.synchronize()  # it reads on streams of its own, which do not wait for the optimizer's

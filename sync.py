@@ -31,6 +31,10 @@ def sync(policy, generator, step):
 
     Returns the canary's gap in nats per token. Raises SyncError with the numbers if any proof fails.
     """
+    try:
+        meet_within(PATIENCE_S)  # every rank has a part of the weights
+    except RuntimeError as error:
+        raise SyncError(f"sync at step {step}: {str(error).splitlines()[0]}") from error
     if generator.version is None:
         rehearse(policy, generator)
     gap = copy_and_prove(policy, generator, TOLERANCE[generator.dtype], f"sync at step {step}")
@@ -40,10 +44,6 @@ def sync(policy, generator, step):
 
 def copy_and_prove(policy, generator, tolerance, what):
     """The copy and its proofs; `what` begins an error's message. Returns the canary's gap."""
-    try:
-        meet_within(PATIENCE_S)  # every rank has a part of the weights
-    except RuntimeError as error:
-        raise SyncError(f"{what}: {str(error).splitlines()[0]}") from error
     sent = set()
 
     def noted(weights):

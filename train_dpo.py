@@ -317,6 +317,8 @@ def main(args=None):
             start, sampled, counts = checkpoints.load(batches) or (start, sampled, counts)
         run = Run(config, rank, start)
     stop = Stop()  # at SIGTERM or Ctrl-C, after the step
+    if held_out and start and (start % config.eval_every == 0 or start == config.steps):
+        validate(run.directory / "export" / str(start), held_out, config)  # what was cut short of it
 
     progress = tqdm(range(start, config.steps), desc="train_dpo", initial=start, total=config.steps)
     for step in progress:
@@ -377,7 +379,9 @@ def main(args=None):
                 chosen, rejected, weights = (x.to(device) for x in locate_pairs(pairs, rows))  # (N,) each
                 n_tokens = mask.sum(-1).clamp(min=1)  # (B,)
                 with autocast:
-                    logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
+                    logps, entropy = token_logps(
+                        policy, input_ids, mask, config.temperature, True, config.entropy_coef > 0
+                    )
                     with torch.no_grad():
                         ref_logps = token_logps(reference, input_ids, mask, config.temperature)
                 kl = kl_estimate(logps.detach(), ref_logps)  # (B, T), as the three before it; 0 on the prompt
@@ -444,7 +448,8 @@ def main(args=None):
             "rejected_length": mean(lengths[rejected] for _, _, rejected in pairs),
             "grad_norm": grad_norm if all_groups else None,
             "skipped_steps": counts["skipped"],
-            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated, graded_per_s
+            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
+            "graded_per_s": scorer.graded_per_s(),
             "tokens": tokens,
             "tokens_per_s": counts["tokens"] / counts["seconds"],
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),
@@ -461,8 +466,6 @@ def main(args=None):
         measured = held_out and ((step + 1) % config.eval_every == 0 or last)
         if (step + 1) % config.save_every == 0 or measured or last:
             checkpoint = run.export(policy, tokenizer, step + 1)
-        if measured and rank == 0:
-            validate(checkpoint, held_out, config)
         stopping = stop.asked()
         if counts["skipped_in_a_row"] >= 3:
             raise FloatingPointError(
@@ -470,6 +473,8 @@ def main(args=None):
             )
         if (step + 1) % config.save_every == 0 or stopping:
             checkpoints.save(step + 1, batches, sampled, counts)
+        if measured:
+            validate(checkpoint, held_out, config)
         if stopping and not last:
             print(f"train_dpo: stopped after step {step}; the same command with --resume goes on")
             break

@@ -359,6 +359,8 @@ def main(args=None):
             start, sampled, counts = checkpoints.load(batches) or (start, sampled, counts)
         run = Run(config, rank, start)
     stop = Stop()  # at SIGTERM or Ctrl-C, after the step
+    if held_out and start and (start % config.eval_every == 0 or start == config.steps):
+        validate(run.directory / "export" / str(start), held_out, config)  # what was cut short of it
 
     progress = tqdm(range(start, config.steps), desc="train_grpo", initial=start, total=config.steps)
     for step in progress:
@@ -409,7 +411,7 @@ def main(args=None):
             for rows in same_number(micro_batches(groups, rollouts, config.micro_batch_tokens)):
                 input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
                 with autocast:
-                    logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True)
+                    logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True, False)
                     with torch.no_grad():
                         ref_logps = token_logps(reference, input_ids, mask, config.temperature)
                 kl = kl_estimate(logps, ref_logps)  # (B, T), as the three before it; 0 on the prompt
@@ -466,7 +468,8 @@ def main(args=None):
             "bound_frac": mean(not low <= ratio <= high for ratio in seen["ratio"]),
             "grad_norm": grad_norm if all_rows else None,
             "skipped_steps": counts["skipped"],
-            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated, graded_per_s
+            **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
+            "graded_per_s": scorer.graded_per_s(),
             "tokens": tokens,
             "tokens_per_s": counts["tokens"] / counts["seconds"],
             **by_task(tasks, asked, scores, has_pair, lengths, loss_shares.tolist()),
@@ -483,8 +486,6 @@ def main(args=None):
         measured = held_out and ((step + 1) % config.eval_every == 0 or last)
         if (step + 1) % config.save_every == 0 or measured or last:
             checkpoint = run.export(policy, tokenizer, step + 1)
-        if measured and rank == 0:
-            validate(checkpoint, held_out, config)
         stopping = stop.asked()
         if counts["skipped_in_a_row"] >= 3:
             raise FloatingPointError(
@@ -492,6 +493,8 @@ def main(args=None):
             )
         if (step + 1) % config.save_every == 0 or stopping:
             checkpoints.save(step + 1, batches, sampled, counts)
+        if measured:
+            validate(checkpoint, held_out, config)
         if stopping and not last:
             print(f"train_grpo: stopped after step {step}; the same command with --resume goes on")
             break

@@ -139,7 +139,8 @@ def test_every_bucket_arrives():
 def test_source_lists_what_follows(policy):
     """Names, shapes or an order that vLLM would cut the stream by, and that the weights do not have. Break:
     list state_dict(), where a tied head comes twice."""
-    source = serve.Source(PATH, torch.bfloat16, policy.named_parameters())
+    source = serve.Source(PATH, torch.bfloat16)
+    source.weights = policy.named_parameters()
     entries = [(entry.name, entry.shape) for entry in source.metadata()]
     assert entries == [(name, tuple(weight.shape)) for name, weight in source]
 

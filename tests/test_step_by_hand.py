@@ -1,6 +1,6 @@
 """Whole runs of both scripts against the same runs by hand: one pair, one response, one token at a time.
 
-The runs go through the real loop. The engine and the grader are stubs: the responses and rewards come from SCRIPT.
+The runs go through the real loop. Engine and grader are stubs: responses and rewards come from SCRIPT.
 """
 
 import copy
