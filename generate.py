@@ -152,13 +152,13 @@ class Generator:
         with self.busy:
             completions = self._complete(prompt_ids, n, temperature, top_p, limits, seeds, turn)
         for prompt, group in zip(prompts, completions, strict=True):
-            self._check(prompt, group, n)
+            self._check_group(prompt, group, n)
         return [
             [Rollout(prompt.id, ids, *completion, version=self.version) for completion in group]
             for prompt, ids, group in zip(prompts, prompt_ids, completions, strict=True)
         ]
 
-    def _check(self, prompt, group, n):
+    def _check_group(self, prompt, group, n):
         """RuntimeError if an engine's answer to a prompt is not n responses of tokens that there are."""
         if len(group) != n:
             raise RuntimeError(f"prompt {prompt.id}: the engine returned {len(group)} responses, not {n}")

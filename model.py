@@ -168,7 +168,7 @@ def copy_weights(source, target):
         into_target.copy_(from_source)
 
 
-def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entropy_grad):
+def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entropy_grad=True):
     """(N, D), (N,) -> (N,), (N,): log-prob of each target, entropy of the distribution that it is from."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature  # (N, V)
     all_logps = logits.log_softmax(-1)  # (N, V)
@@ -289,7 +289,7 @@ def shared_hidden(model, input_ids, response_mask):
     return hidden[row, column]
 
 
-def _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad):
+def _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad=True):
     if response_mask is None:
         response_mask = torch.ones_like(input_ids)
     if packs(model):

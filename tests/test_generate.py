@@ -188,7 +188,7 @@ class Odd(Generator):
 def test_an_engine_that_answers_otherwise_than_asked(checkpoints, prompts, answer, problem):
     """Groups that are cut short and shift all rewards behind them; an id that reads past the embedding.
 
-    Breaks: leave out each condition in Generator._check.
+    Breaks: leave out each condition in Generator._check_group.
     """
     odd = Odd(checkpoints["llama"], torch.float32)
     odd.answer = [([5, 259], [-1.0, -2.0], "stop")] * 2

@@ -242,8 +242,9 @@ def test_measuring_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
     for task in ("math", "chat"):
         assert os.path.samefile(tmp_path / "best" / task, checkpoint)
     status = 1
-    with pytest.raises(SystemExit, match="--eval-every: .*10 could not be measured on math=tiny@validation"):
-        evaluate.validate(checkpoint, specs, config)
+    evaluate.validate(checkpoint, specs, config)  # as a resumed run does: it is measured already
+    with pytest.raises(SystemExit, match="--eval-every: .*20 could not be measured on math=tiny@validation"):
+        evaluate.validate(tmp_path / "export" / "20", specs, config)
 
 
 def test_a_run_chooses_its_best_checkpoint(run, checkpoints, monkeypatch, tmp_path):
@@ -253,6 +254,25 @@ def test_a_run_chooses_its_best_checkpoint(run, checkpoints, monkeypatch, tmp_pa
     monkeypatch.setattr(train_dpo, "validate", lambda path, specs, config: measured.append((path, [*specs])))
     run(train_dpo, "--eval-every", "5")
     assert measured == [(tmp_path / "run" / "export" / "1", ["spec"])] and measured[0][0].is_dir()
+
+
+def test_a_run_that_was_cut_while_it_measured(run, monkeypatch, tmp_path):
+    """A measurement that a resumed run leaves out, or a checkpoint lost to one that failed. Breaks: no
+    validate() before the loop; checkpoints.save() after validate()."""
+
+    def fail(*arguments):
+        raise SystemExit("--eval-every: no memory")
+
+    monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources: {"spec": PROMPTS[:1]})
+    monkeypatch.setattr(train_dpo, "validate", fail)
+    flags = ("--eval-every", "1", "--save-every", "1", "--steps", "1", "--resume")
+    with pytest.raises(SystemExit, match="no memory"):
+        run(train_dpo, *flags)
+    assert (tmp_path / "run" / "checkpoints" / "1" / "state.json").exists()
+    measured = []
+    monkeypatch.setattr(train_dpo, "validate", lambda path, specs, config: measured.append(path.name))
+    run(train_dpo, *flags)
+    assert measured == ["1"]
 
 
 def test_best_moves_in_one_act(monkeypatch, tmp_path):

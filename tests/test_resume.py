@@ -201,6 +201,21 @@ def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
+def test_a_checkpoint_in_several_files(straight, monkeypatch, tmp_path):
+    """Parts of a model that lie in a file nobody reads. Break: read only the first of files.
+
+    A file is written from memory: in one alone, a rank's whole part of the run would be there twice.
+    """
+    monkeypatch.setattr("checkpoint.FILE_BYTES", 2**20)
+    flags = "--sync-every 3 --engine transformers"
+    command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split()
+    train_dpo.main([*command, "--steps", "4"])
+    sizes = [path.stat().st_size for path in (tmp_path / "run/checkpoints/4").glob("*.safetensors")]
+    assert len(sizes) > 4 and max(sizes) < 3 * 2**20
+    train_dpo.main(command)
+    assert_same(computed(tmp_path / "run"), straight(train_dpo, flags))
+
+
 def no_space(*arguments, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

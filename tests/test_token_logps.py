@@ -66,6 +66,18 @@ def test_gradients_equal_the_plain_way(policy):
         assert_close(gradient(policy, ours), gradient(policy, theirs))
 
 
+def test_entropies_for_a_metric_alone(policy):
+    """A metric that moves the weights, or one that is another number. Break: no set_grad_enabled."""
+    ids = batch()
+    logps, entropies = token_logps(policy, ids, None, 0.7, True, entropy_grad=False)
+    assert logps.requires_grad and not entropies.requires_grad
+    both = token_logps(policy, ids, None, 0.7, True)
+    assert torch.equal(entropies, both[1]) and both[1].requires_grad
+    assert_close(gradient(policy, logps), gradient(policy, both[0]))
+    with torch.no_grad():
+        assert not token_logps(policy, ids, None, 0.7, True)[1].requires_grad
+
+
 def test_head_against_finite_differences(monkeypatch):
     """The same in float64, and with a bias, which neither family has.
 
@@ -163,6 +175,14 @@ def test_a_shared_prompt_changes_nothing(policy, rows):
     for ours, theirs in zip(together, apart, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert_close(gradient(policy, *together), gradient(policy, *apart))
+
+
+def test_packing_shares_no_prompts(policy, monkeypatch):
+    """Groups kept whole, over the limit of a micro-batch, for a kernel that shares nothing. Break: no packs()
+    in sharing_pays."""
+    assert model_file.sharing_pays(policy, (8, 120), 160, 160)
+    monkeypatch.setattr(model_file, "packs", lambda model: True)
+    assert not model_file.sharing_pays(policy, (8, 120), 160, 160)
 
 
 def test_sharing_only_where_it_pays(policy):
