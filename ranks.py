@@ -33,6 +33,8 @@ def init_ranks():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if on_gpu:
         torch.cuda.set_device(0)  # the one that is seen; else torch takes the LOCAL_RANK-th
+    if dist.get_world_size() > 1:
+        _gloo()  # all ranks make it together, so here, where all are
     if dist.get_rank() > 0:
         mute()
     return dist.get_rank(), dist.get_world_size(), torch.device("cuda:0" if on_gpu else "cpu")

@@ -39,7 +39,7 @@ def tower(rng):
 
 
 def text_of(rng, size):
-    return "".join(rng.choice(r"abc 0123456789+-*/^_={}()[]\$&%,.") for _ in range(size))
+    return "".join(rng.choices(r"abc 0123456789+-*/^_={}()[]\$&%,.", k=size))
 
 
 def boxed(answer):
