@@ -3,7 +3,7 @@
 # not been run.
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
-    AT='' MODEL=tiny/llama SEEDS="0 1 2" LONG=200 SHORT=100
+    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 SEEDS="0 1 2" LONG=200 SHORT=100
     DPO="--lr 5e-5" GRPO="--lr 2e-4" # chosen by tables/sweep.sh
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
     TRUTH=true_reward # a metric that is known of embedded requests alone
@@ -13,7 +13,7 @@ case "${1:-laptop}" in
     ;;
   gpu) # one GPU: a real model on sums of one-digit numbers. Both are made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
-    AT=gpu/ MODEL=models/smollm2 SEEDS="0 1 2" LONG=200 SHORT=100
+    AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct SEEDS="0 1 2" LONG=200 SHORT=100
     MATH_DPO="--data models/one_digit.jsonl@train --lr 1e-5"
     DPO="--model $MODEL $MATH_DPO" GRPO=$DPO
     export DATA=models/one_digit.jsonl@test JOBS=1 OMP_NUM_THREADS=8
@@ -25,6 +25,7 @@ case "${1:-laptop}" in
     ;;
   paper) # a node of eight large GPUs: the paper's Table 4
     AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct SEEDS="0 1 2" LONG=1000 SHORT=500
+    FAMILY=Qwen/Qwen2.5-7B-Instruct
     COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1"
     MATH="$COMMON --data AI-MO/NuminaMath-CoT --prompts-per-step 64 --max-new-tokens 2048"
     MATH_DPO="$MATH --adam-eps 1e-4"

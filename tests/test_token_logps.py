@@ -177,6 +177,18 @@ def test_a_shared_prompt_changes_nothing(policy, rows):
     assert_close(gradient(policy, *together), gradient(policy, *apart))
 
 
+def test_blocks_of_a_sharded_model(policy):
+    """Prompts that several ranks never share, since what sharing saves is counted as nothing. fully_shard
+    gives a block a class of its own. Break: compare type(m).__name__ alone."""
+    shared, kinds = (8, 120), [type(block) for block in model_file.blocks_of(policy)]
+    for block in model_file.blocks_of(policy):
+        block.__class__ = type("Sharded", (type(block),), {})
+    found = model_file.blocks_of(policy), model_file.sharing_pays(policy, shared, 160, 160)
+    for block, kind in zip(found[0], kinds, strict=True):
+        block.__class__ = kind
+    assert len(found[0]) == policy.config.num_hidden_layers and found[1]
+
+
 def test_packing_shares_no_prompts(policy, monkeypatch):
     """Groups kept whole, over the limit of a micro-batch, for a kernel that shares nothing. Break: no packs()
     in sharing_pays."""
