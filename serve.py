@@ -10,6 +10,7 @@ over NCCL; on a CPU through files in memory, so there it must run on the trainer
 its port can change its weights: keep it on a network that you trust.
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -72,6 +73,7 @@ class ServedGenerator(Generator):
         flags = self._flags(max_model_len)
         print(f"serve: starting vLLM on {', '.join(devices)}")
         urls = []
+        atexit.register(self.close)  # of a run that an error ends, too
         for device in devices:
             port = free_port()
             # Without what torchrun tells its ranks, for one of which vLLM would take itself.
@@ -201,13 +203,16 @@ class ServedGenerator(Generator):
         from_first(lambda: [ask(url, "update_weight_version", name) for url in self.urls])
 
     def close(self):
-        if self.transfer is not None:
+        transfer, self.transfer = self.transfer, None
+        if transfer is not None:
             for url in self.urls:
                 ask(url, "shutdown_weight_transfer_engine")
-            self.transfer.shutdown()
-        for process in self.processes:
+            transfer.shutdown()
+        processes, self.processes = self.processes, []
+        atexit.unregister(self.close)
+        for process in processes:
             process.terminate()
-        for process in self.processes:
+        for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=60)
             with suppress(ProcessLookupError):  # of a server that was killed, the engine may live on

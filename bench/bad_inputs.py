@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
@@ -209,19 +211,18 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def interrupt(folder, number, launch=(), flags=SMALL, victim=None):
-    """Start a run, signal it (or the process that `victim` matches) after its third step. What it said."""
-    command = [sys.executable, *launch, DPO, *flags.split(), "--run-dir", str(folder)]
+def interrupt(folder, number, flags=SMALL, victim=None):
+    """Start a run, signal it (or what it started that `victim` names) after its third step. What it said."""
+    command = [sys.executable, DPO, *flags.split(), "--run-dir", str(folder)]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = folder / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         if run.poll() is not None:
             raise RuntimeError(run.stdout.read())
         time.sleep(0.02)
-    if victim:
-        subprocess.run(["pkill", f"-{number}", "-f", victim], check=True)
-    else:
-        run.send_signal(number)
+    started = psutil.Process(run.pid).children(recursive=True) if victim else []
+    for process in [p for p in started if victim in " ".join(p.cmdline())] or [run]:
+        process.send_signal(number)
     return last_line(run.communicate(timeout=300)[0])
 
 
@@ -241,15 +242,15 @@ def resumed(folder, straight):
     yield damaged("the last checkpoint's tensors are cut", lambda path: cut(next(path.glob("*.safetensors"))))
     yield damaged("the last checkpoint's state is cut", lambda path: cut(path / "state.json"))
 
-    for number in ("SIGTERM", "SIGINT", "SIGKILL"):
-        run = folder / number
-        seen = interrupt(run, getattr(__import__("signal"), number))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        run = folder / number.name
+        seen = interrupt(run, number)
         python(*finish, run)
-        yield number, seen if number != "SIGKILL" else "nothing: the process is gone", run
+        yield number.name, seen if number != signal.SIGKILL else "nothing: the process is gone", run
 
     run = folder / "server"
     served = SMALL.replace("--engine transformers", "--generator-devices cpu")
-    seen = interrupt(run, "KILL", flags=served, victim="vllm.entrypoints.launchers")
+    seen = interrupt(run, signal.SIGKILL, served, victim="vllm.entrypoints.launchers")
     python(DPO, *served.split(), "--resume", "--run-dir", run)
     yield "the vLLM server dies (--generator-devices)", seen, run
 
