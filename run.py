@@ -8,10 +8,12 @@
     runs/NAME/validation/STEP/      what --eval-every measured of it
     runs/NAME/best/TASK             a link to the best of them by that
     runs/NAME/eval/                 what evaluate.py measured
+    runs/NAME/lock                  held by the process that trains here
 """
 
 import argparse
 import errno
+import fcntl
 import json
 import math
 import os
@@ -25,6 +27,7 @@ from argparse import ArgumentTypeError
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -219,6 +222,23 @@ def check_run_dir(config):
         raise ValueError(f"--run-dir {directory}: not empty; --resume it, choose another name, or delete it")
     if not (directory / "config.json").exists():
         raise ValueError(f"--run-dir {directory}: has no config.json, so there is no run to resume")
+    lock(directory)
+
+
+@cache  # which keeps the file open: to close it would give the lock up
+def lock(directory):
+    """Keep other processes from training in a run's directory, as long as this one lives.
+
+    ValueError in one line if one does: torchrun's ranks live on where torchrun itself was killed.
+    """
+    file = (directory / "lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"--run-dir {directory}: another process trains in it; end that, or wait for it"
+        ) from None
+    return file
 
 
 def check_same_run(config):
@@ -245,6 +265,7 @@ class Run:
             return
         (self.directory / "rollouts").mkdir(parents=True, exist_ok=True)
         (self.directory / "export").mkdir(exist_ok=True)
+        lock(self.directory)
         path = self.directory / "config.json"
         earlier = read_config(self.directory).get("starts", []) if path.exists() else []
         started = {"command": " ".join(sys.argv), "flags": flags_of(config), **surroundings()}

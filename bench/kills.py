@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -60,14 +62,19 @@ def kill_once(config, folder, rng):
     """Start the run, let it take a step or more, and kill it and its children. The step it was killed in."""
     before = steps_of(folder)
     with (folder.parent / "log.txt").open("a") as log:
-        run = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=log, stderr=log, process_group=0)
+        run = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=log, stderr=log)
         while steps_of(folder) <= before:  # else a run that is killed too early never gets anywhere
             if run.poll() is not None:
                 raise RuntimeError(f"the run ended by itself: see {folder.parent / 'log.txt'}")
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 1.5))
-        subprocess.run(["pkill", "-KILL", "-g", str(run.pid)], check=True)
+        # Each, since torchrun gives its ranks sessions of their own, and they would live on without it.
+        everything = [process := psutil.Process(run.pid), *process.children(recursive=True)]
+        for process in everything:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         run.wait()
+        psutil.wait_procs(everything)
     return steps_of(folder)
 
 

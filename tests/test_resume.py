@@ -19,7 +19,7 @@ import train_dpo
 import train_grpo
 from bench.kills import computed
 from checkpoint import newest
-from run import Run, read_config, read_metrics
+from run import Run, lock, read_config, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--data tiny@validation --steps 6 --prompts-per-step 6 --samples-per-prompt 8 --max-new-tokens 32"
@@ -199,6 +199,29 @@ def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
     assert stop.value.code == 2
     assert problem.format(run=finished) in capsys.readouterr().err.strip().splitlines()[-1]
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+HOLD = "import sys; from pathlib import Path; from run import lock; lock(Path(sys.argv[1])); print(); input()"
+
+
+def test_two_processes_in_one_directory(tmp_path, capsys):
+    """Two runs that write into each other's metrics: torchrun is killed, its ranks live on, and the user
+    resumes. Breaks: no lock() in check_run_dir, or in Run; fcntl.LOCK_SH."""
+    command = f"{SMALL} --engine transformers --resume --run-dir {tmp_path / 'run'}".split()
+    train_dpo.main([*command, "--steps", "2"])
+    lock.cache_clear()  # as if that process had ended
+    hold = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    other = subprocess.Popen(hold, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(SystemExit):
+        train_dpo.main(command)
+    assert f"--run-dir {tmp_path / 'run'}: another process trains in it;" in capsys.readouterr().err
+    other.kill()
+    other.wait()
+    train_dpo.main([*command, "--steps", "3"])
+    other = subprocess.run(hold, cwd=ROOT, capture_output=True, text=True)
+    assert "another process trains in it" in other.stderr
+    assert len(read_metrics(tmp_path / "run")) == 3
 
 
 def test_a_checkpoint_in_several_files(straight, monkeypatch, tmp_path):
