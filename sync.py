@@ -54,9 +54,10 @@ def copy_and_prove(policy, generator, tolerance, what):
     loaded, expected = generator.load_weights(noted(full_weights(policy, generator.dtype)))
     ours = {name for name, _ in policy.named_parameters()}
     if sent != ours or loaded != expected:
+        missing = sorted((ours - sent) | (expected - loaded))
         raise SyncError(
             f"{what}: {len(sent)} of {len(ours)} weights were sent, and the generator took {len(loaded)} of "
-            f"its {len(expected)}; missing {sorted(ours - sent)[:3] + sorted(expected - loaded)[:3]}"
+            f"its {len(expected)}; missing {', '.join(missing[:3])}"
         )
     if not generator.reset_prefix_cache():
         raise SyncError(f"{what}: the prefix cache still holds keys and values of the old weights")

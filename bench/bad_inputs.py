@@ -34,7 +34,7 @@ from run import parse_flags, surroundings, write_json, write_text  # noqa: E402
 
 DPO, GRPO, EVALUATE = "train_dpo.py", "train_grpo.py", "evaluate.py"
 SMALL = "--data tiny@validation --steps 6 --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32"
-SMALL += " --lr 1e-3 --sync-every 3 --save-every 2 --engine transformers"
+SMALL += " --lr 1e-3 --sync-every 3 --save-every 2 --keep 3 --engine transformers"
 
 FILES = {  # name: content
     "empty.jsonl": "",
@@ -139,8 +139,15 @@ STOPPED = {  # what is wrong: the fault, in Python, and flags
         "G._complete = lambda *a: [[([9999], [-1.0], 'stop'), *group[1:]] for group in of(*a)]",
         "",
     ),
-    "gradients are not finite": ("", "--lr 1e30 --grad-clip 1e30"),
-    "every grader dies": ("import rewards; rewards.MEMORY_BYTES = 1; rewards.START_S = 20", ""),
+    "gradients are not finite": (
+        "import train_dpo; train_dpo.clip_gradients = lambda *a: float('nan')",
+        "",
+    ),
+    "every grader dies of what it is to grade": (
+        "import rewards; W = rewards._Worker; of = W.send; "
+        "W.send = lambda w, n, task: (of(w, n, task), task[0] == 'grade' and w.process.kill())",
+        "",
+    ),
 }
 
 
@@ -197,12 +204,14 @@ def stop(what, fault, flags, folder):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if ranks == 2 else []
     more = "" if ranks == 2 else flags
     status, _, said = python(*launch, program, *f"{SMALL} {more} --run-dir {run_dir}".split(), timeout=300)
-    errors = re.findall(r"^(?:\[rank0\]: )?(?:\w+\.)*(\w*Error: .*)$", said, re.M)
+    errors = re.findall(
+        r"^(?:\[rank0\]: )?(?:\w+\.)*(\w*Error: .+)$", said, re.M
+    )  # the last is the final one
     return {
         "what": what,
-        "seen": errors[0] if errors else last_line(said),
-        "lost": "",
-        "good": status != 0 and errors,
+        "seen": errors[-1] if errors else last_line(said),
+        "lost": "what came after the last checkpoint",
+        "good": status != 0 and bool(errors),
     }
 
 
@@ -233,10 +242,11 @@ def resumed(folder, straight):
     def damaged(what, damage):
         run = folder / re.sub(r"\W", "_", what)
         shutil.copytree(straight, run, symlinks=True)
-        damage(run / "checkpoints" / "6")
+        shutil.rmtree(run / "checkpoints" / "6")  # the one before it is inside a window
+        damage(run / "checkpoints" / "4")
         status, out, said = python(*finish, run)
         seen = [line for line in out.splitlines() if "not whole" in line]
-        return what, seen[0].replace(f"{folder}/", "") if seen else last_line(said), run
+        return what, seen[0].replace(f"{run.parent}/{run.name}", "RUN") if seen else last_line(said), run
 
     yield damaged("the last checkpoint's rollouts are cut", lambda path: cut(path / "rollouts.jsonl"))
     yield damaged("the last checkpoint's tensors are cut", lambda path: cut(next(path.glob("*.safetensors"))))
