@@ -102,7 +102,7 @@ class Checkpoints:
         """
         path = from_first(lambda: newest(self.directory))
         if path is None:
-            if from_first(lambda: any(self.directory.parent.glob("export/*"))):
+            if from_first(lambda: numbered(self.directory.parent / "export")):
                 raise ValueError(
                     f"--resume: no whole checkpoint in {self.directory}, and to begin again would delete the "
                     "run's exports; choose another --run-dir, or delete this one"
@@ -172,7 +172,7 @@ class Checkpoints:
 
 
 def in_files(tensors):
-    """{name: number of its file}: each rank holds one file's tensors a second time while it writes them."""
+    """{tensor's name: number of its file}. A file is put together in memory, so its size is limited."""
     numbers, held = {}, 0
     for name, tensor in tensors.items():
         numbers[name] = 1 + held // (FILE_BYTES * world_size())

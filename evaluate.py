@@ -164,7 +164,8 @@ def measure(prepared, config):
     if device.type == "cuda":  # a share of all memory, of which a reward model or a trainer may hold a part
         free, total = torch.cuda.mem_get_info()
         gpu_memory *= free / total
-    generator = load_generator(config.engine, path, dtype, device, max_model_len, gpu_memory)
+    with one_line_errors():
+        generator = load_generator(config.engine, path, dtype, device, max_model_len, gpu_memory)
     seeds = [request_seed(config.seed, "evaluate", prompt.id) for prompt in prompts]
     groups = generator.sample(prompts, n, config.temperature, config.top_p, max_new_tokens, seeds)
     generator.close()
@@ -215,7 +216,7 @@ def validate(checkpoint, specs, config):
     In a process of its own, from the checkpoint: the generator of a training run holds older weights. The
     best has the highest accuracy on problems, the highest length-normalised reward on requests. specs: of
     data.load_held_out. config: a train script's. A measurement that fails ends the run, in one line; one that
-    there is already is not made again. All ranks come here, and wait for the first.
+    exists is not repeated. Rank 0 measures; all ranks call this and wait for it.
     """
     if rank() == 0:
         _validate(checkpoint, specs, config)
@@ -239,7 +240,7 @@ def _validate(checkpoint, specs, config):
             flags["reward-model"] = config.reward_model
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         command = [sys.executable, __file__, *words]
-        # In a session of its own: Ctrl-C is for the run, which measures what it has, saves, and ends.
+        # In a session of its own, so that Ctrl-C reaches the run alone, which stops after this measurement.
         if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
             sys.exit(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; it is kept")
     for task in set(tasks):
@@ -252,6 +253,8 @@ def best_step(folder, task):
         step.name: [json.loads(path.read_text()) for path in step.glob(f"{task}-*.json")]
         for step in folder.iterdir()
     }
+    most = max(map(len, found.values()))
+    found = {step: several for step, several in found.items() if len(several) == most}  # measured in full
     key = {"math": "accuracy", "chat": "length_normalized_reward"}[task]
     if task == "chat" and min(one["reward"] for several in found.values() for one in several) <= 0:
         print(

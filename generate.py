@@ -29,7 +29,7 @@ from model import TINY_MODEL, load_config, load_policy, load_tokenizer, token_lo
 from ranks import rank
 from run import Count, Positive, one_line_errors, parse_flags
 
-MOST_BIASES = 1024  # of a request, in vLLM 0.32's model runner for GPUs
+MOST_MASKED = 1024  # ids of a request, in vLLM 0.32's model runner for GPUs
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
 
 
@@ -124,10 +124,11 @@ class Generator:
     """What the loop knows of a sampler.
 
     `version` is the step whose weights it holds, which only sync() sets; None before the first sync.
-    `elsewhere`: it has processors of its own, and samples while the trainer trains.
+    `elsewhere`: it has processors of its own, and samples while the trainer trains. `most_masked`: so many
+    ids it can be told never to sample, on a GPU.
     """
 
-    elsewhere = False
+    elsewhere, most_masked = False, math.inf
 
     def __init__(self, path, dtype):
         self.path, self.dtype = path, dtype
@@ -137,8 +138,8 @@ class Generator:
         self.vocabulary = load_config(path).get_text_config().vocab_size
         padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
         self.never = dict.fromkeys(sorted(padding), -100.0)  # added to their logits
-        if torch.cuda.is_available() and len(self.never) > MOST_BIASES:
-            found = f"{len(self.never)} ids of its vocabulary are no token's, and vLLM masks {MOST_BIASES}"
+        if torch.cuda.is_available() and len(self.never) > self.most_masked:
+            found = f"{len(self.never)} ids of its vocabulary are no token's; vLLM masks {self.most_masked}"
             raise ValueError(f"--model {path}: {found} at most; cut its embedding to the tokenizer's size")
 
     def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
@@ -159,7 +160,7 @@ class Generator:
         ]
 
     def _check_group(self, prompt, group, n):
-        """RuntimeError if an engine's answer to a prompt is not n responses of tokens that there are."""
+        """RuntimeError unless an engine returned n responses of known tokens, with a log-prob for each."""
         if len(group) != n:
             raise RuntimeError(f"prompt {prompt.id}: the engine returned {len(group)} responses, not {n}")
         for ids, logps, _ in group:
@@ -225,6 +226,8 @@ class VLLMGenerator(Generator):
 
     sleeps: on a GPU, leave its memory to the trainer while nothing is sampled.
     """
+
+    most_masked = MOST_MASKED
 
     def __init__(self, path, dtype, max_model_len, gpu_memory, sleeps=False):
         super().__init__(path, dtype)
@@ -435,7 +438,7 @@ def sample_ahead(generator, batches, steps, config):
     Each prompt of a step has a seed of its own, so the tokens are the same however many steps go together.
     """
 
-    def sample(asked, **turn):
+    def sample(asked, turn=0):
         groups = generator.sample(
             [prompt for _, prompt in asked],
             n=config.samples_per_prompt,
@@ -443,14 +446,14 @@ def sample_ahead(generator, batches, steps, config):
             top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
             max_tokens=[config.max_new_tokens.of(prompt.task) for _, prompt in asked],
             seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in asked],
-            **turn,
+            turn=turn,
         )
         return [(prompt, group) for (_, prompt), group in zip(asked, groups, strict=True)]
 
     asked = [[(step, prompt) for prompt in next(batches)] for step in steps]
     if generator.elsewhere:
         turns = zip(steps, asked, strict=True)
-        return [in_background(partial(sample, batch, turn=step)) for step, batch in turns]
+        return [in_background(sample, batch, step) for step, batch in turns]
     sampled = iter(sample([pair for batch in asked for pair in batch]))
     return [finished([next(sampled) for _ in batch]) for batch in asked]
 

@@ -24,6 +24,7 @@ def init_ranks():
     if not dist.is_initialized():
         see_one_gpu(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     on_gpu = torch.cuda.is_available()
+    _gloo.cache_clear()  # it may be that of a run before, in the same process
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if dist.is_initialized():
         pass  # a notebook, or a test, that calls main() again

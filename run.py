@@ -13,7 +13,6 @@
 
 import argparse
 import errno
-import fcntl
 import json
 import math
 import os
@@ -151,7 +150,7 @@ def full_disk_ends_run():
     except BaseException as error:
         for what in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)):
             if what in str(error):
-                remedy = "make room, and the same command with --resume goes on from the last checkpoint"
+                remedy = "make room; the same command with --resume goes on from the last checkpoint, if any"
                 sys.exit(f"{Path(sys.argv[0]).name}: --run-dir: {what}; {remedy}")
         raise
 
@@ -231,6 +230,8 @@ def lock(directory):
 
     ValueError in one line if one does: torchrun's ranks live on where torchrun itself was killed.
     """
+    import fcntl  # here, because Windows has none
+
     file = (directory / "lock").open("a")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,6 +239,8 @@ def lock(directory):
         raise ValueError(
             f"--run-dir {directory}: another process trains in it; end that, or wait for it"
         ) from None
+    except OSError as error:  # some network file systems have no locks
+        print(f"run: {directory} cannot be locked ({error.strerror}): let one process at a time train there")
     return file
 
 
@@ -337,11 +340,15 @@ class Run:
     def export(self, model, tokenizer, step):
         """Write the policy as a Hugging Face checkpoint. It appears under its name only when it is whole.
 
-        All ranks must come here: a sharded policy is gathered from them. Rank 0 holds it whole, in float32.
+        One that is there already is kept. All ranks must come here: a sharded policy is gathered from them.
+        Rank 0 holds it whole, in float32.
         """
         from model import full_weights  # here, because reading a run needs no torch
+        from ranks import from_first
 
         final = self.directory / "export" / str(step)
+        if from_first(final.is_dir):
+            return final
         buffers = dict(model.named_buffers())
         weights = {name: buffers[name] for name in model.state_dict() if name in buffers}
         for name, weight in full_weights(model):

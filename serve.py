@@ -23,8 +23,10 @@ import time
 from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -33,7 +35,7 @@ import requests
 import torch
 from transformers.hf_argparser import HfArg
 
-from generate import Generator, engine_settings, in_background, load_in_worker
+from generate import MOST_MASKED, Generator, engine_settings, in_background, load_in_worker
 from model import TINY_MODEL, load_config, meta_model
 from ranks import from_first, rank
 from run import Count, Share, one_line_errors, parse_flags
@@ -58,11 +60,11 @@ class ServedGenerator(Generator):
     ValueError in one line if a server cannot be had, or was started with other settings than serve.py's.
     """
 
-    elsewhere = True
+    elsewhere, most_masked = True, MOST_MASKED
 
     def __init__(self, path, dtype, max_model_len, devices, urls):
         super().__init__(path, dtype)
-        self.processes, self.transfer, self.slots = [], None, threading.Semaphore(REQUESTS)
+        self.processes, self.transfer, self.slots = [], None, Slots(REQUESTS)
         self.urls = from_first(lambda: self._start(devices, max_model_len) if devices else list(urls))
         for url in self.urls:
             self._check(url, max_model_len)
@@ -73,7 +75,7 @@ class ServedGenerator(Generator):
         flags = self._flags(max_model_len)
         print(f"serve: starting vLLM on {', '.join(devices)}")
         urls = []
-        atexit.register(self.close)  # of a run that an error ends, too
+        atexit.register(self.close)  # also when an error ends the run
         for device in devices:
             port = free_port()
             # Without what torchrun tells its ranks, for one of which vLLM would take itself.
@@ -122,7 +124,7 @@ class ServedGenerator(Generator):
         return [self._wait(future) for future in futures]
 
     def _complete_one(self, url, ids, sampling, turn):
-        with self.slots:
+        with self.slots.taken(turn):
             choices = generate(url, ids, sampling, turn)["choices"]
         # The server says of every token which weights sampled it, by the name that stamp() gave them.
         versions = {span["version"] for choice in choices for span in choice["weight_versions"]}
@@ -203,13 +205,13 @@ class ServedGenerator(Generator):
         from_first(lambda: [ask(url, "update_weight_version", name) for url in self.urls])
 
     def close(self):
+        atexit.unregister(self.close)
         transfer, self.transfer = self.transfer, None
+        processes, self.processes = self.processes, []
         if transfer is not None:
             for url in self.urls:
-                ask(url, "shutdown_weight_transfer_engine")
-            transfer.shutdown()
-        processes, self.processes = self.processes, []
-        atexit.unregister(self.close)
+                with suppress(ServerError):  # a dead server is one reason to be here
+                    ask(url, "shutdown_weight_transfer_engine", timeout=LOOK_S)
         for process in processes:
             process.terminate()
         for process in processes:
@@ -217,6 +219,30 @@ class ServedGenerator(Generator):
                 process.wait(timeout=60)
             with suppress(ProcessLookupError):  # of a server that was killed, the engine may live on
                 os.killpg(process.pid, signal.SIGKILL)
+        if transfer is not None:
+            transfer.shutdown()
+
+
+class Slots:
+    """So many threads at a time; of those that wait, the one with the lowest turn is next."""
+
+    def __init__(self, number):
+        self.number, self.waiting, self.tickets, self.free = number, [], count(), threading.Condition()
+
+    @contextmanager
+    def taken(self, turn):
+        with self.free:
+            heappush(self.waiting, ticket := (turn, next(self.tickets)))
+            self.free.wait_for(lambda: self.number > 0 and self.waiting[0] == ticket)
+            heappop(self.waiting)
+            self.number -= 1
+            self.free.notify_all()
+        try:
+            yield
+        finally:
+            with self.free:
+                self.number += 1
+                self.free.notify_all()
 
 
 def ask(url, what, body=None, method="POST", timeout=CONTROL_S):

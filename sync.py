@@ -19,7 +19,7 @@ CANARY = "12 + 30 = 42, said the canary."
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.2}
 
 
-PATIENCE_S = 1800  # steps end together; but at the start one rank may read its models from a slower disk
+PATIENCE_S = 1800  # ranks arrive together, but at the start one may read its models from a slower disk
 
 
 class SyncError(RuntimeError):

@@ -317,8 +317,18 @@ def main(args=None):
             start, sampled, counts = checkpoints.load(batches) or (start, sampled, counts)
         run = Run(config, rank, start)
     stop = Stop()  # at SIGTERM or Ctrl-C, after the step
-    if held_out and start and (start % config.eval_every == 0 or start == config.steps):
-        validate(run.directory / "export" / str(start), held_out, config)  # what was cut short of it
+
+    def publish(done):
+        """Export the policy after so many steps, and measure it, where that is due and was not done yet."""
+        last = done == config.steps
+        measured = held_out and (done % config.eval_every == 0 or last)
+        if measured or done % config.save_every == 0 or last:
+            checkpoint = run.export(policy, tokenizer, done)
+            if measured:
+                validate(checkpoint, held_out, config)
+
+    if start:
+        publish(start)  # for which a run that was cut may have had no time
 
     progress = tqdm(range(start, config.steps), desc="train_dpo", initial=start, total=config.steps)
     for step in progress:
@@ -462,20 +472,18 @@ def main(args=None):
         run.save_rollouts(step, asked, rollouts, responses, scores)
         progress.set_postfix(reward=f"{metrics['reward']:.2f}", staleness=staleness, loss=metrics["loss"])
 
-        last = step + 1 == config.steps
-        measured = held_out and ((step + 1) % config.eval_every == 0 or last)
-        if (step + 1) % config.save_every == 0 or measured or last:
-            checkpoint = run.export(policy, tokenizer, step + 1)
-        stopping = stop.asked()
         if counts["skipped_in_a_row"] >= 3:
             raise FloatingPointError(
                 f"step {step}: the third gradient in a row that is not finite; {checkpoints.remedy()}"
             )
-        if (step + 1) % config.save_every == 0 or stopping:
+        due = (step + 1) % config.save_every == 0
+        if due:
             checkpoints.save(step + 1, batches, sampled, counts)
-        if measured:
-            validate(checkpoint, held_out, config)
-        if stopping and not last:
+        if not stop.asked():  # else the resumed run does it
+            publish(step + 1)
+        if stop.asked():
+            if not due:
+                checkpoints.save(step + 1, batches, sampled, counts)
             print(f"train_dpo: stopped after step {step}; the same command with --resume goes on")
             break
 

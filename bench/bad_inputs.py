@@ -20,6 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -97,63 +98,73 @@ REFUSED = [  # script, flags; {} is a folder with FILES, in which run/ is a fini
     (DPO, f"{SMALL} --run-dir {{}}/run --resume --sync-every 1"),
     (DPO, f"{SMALL} --run-dir {{}}/run --resume --seed 1"),
 ]
-STOPPED = {  # what is wrong: the fault, in Python, and flags
+STOPPED = {  # what is wrong: the fault, in Python, flags, and what the last error must say
     "a weight is not sent": (
         "import sync; of = sync.full_weights; "
         "sync.full_weights = lambda p, d: ((n, w) for n, w in of(p, d) if 'layers.1.mlp.down' not in n)",
         "--engine vllm",
+        "weights were sent",
     ),
     "a weight is sent with its old value": (
         "import sync; of, old = sync.full_weights, {}; "
         "sync.full_weights = lambda p, d: ((n, old.setdefault(n, w.clone()) if '1.mlp.down' in n else w) "
         "for n, w in of(p, d))",
         "--engine vllm",
+        "disagree on the canary",
     ),
     "nothing arrives after the first copies": (
         "import generate; G = generate.VLLMGenerator; of, calls = G.load_weights, []; "
         "G.load_weights = lambda g, w: (calls.append(1), of(g, w) if len(calls) < 3 else "
         "(names := {n for n, _ in w}, names))[1]",
         "--engine vllm",
+        "disagree on the canary",
     ),
     "the prefix cache is not reset": (
         "import generate; generate.VLLMGenerator.reset_prefix_cache = lambda g: False",
         "--engine vllm",
+        "prefix cache still holds",
     ),
     "a rank does not come to the sync": (
         "import ranks, sync, train_dpo; sync.PATIENCE_S = 3; of = train_dpo.sync; "
         "train_dpo.sync = lambda *a: of(*a) if ranks.rank() == 0 else __import__('time').sleep(60)",
         "2 ranks",
+        "Ranks 1 failed",
     ),
     "the engine returns fewer responses than asked": (
         "import generate; G = generate.TransformersGenerator; of = G._complete; "
         "G._complete = lambda *a: [group[:-1] for group in of(*a)]",
         "",
+        "7 responses, not 8",
     ),
     "the engine returns a response without a token": (
         "import generate; G = generate.TransformersGenerator; of = G._complete; "
         "G._complete = lambda *a: [[([], [], 'stop'), *group[1:]] for group in of(*a)]",
         "",
+        "0 tokens",
     ),
     "the engine returns an id that is no token's": (
         "import generate; G = generate.TransformersGenerator; of = G._complete; "
         "G._complete = lambda *a: [[([9999], [-1.0], 'stop'), *group[1:]] for group in of(*a)]",
         "",
+        "ids from 9999",
     ),
     "gradients are not finite": (
         "import train_dpo; train_dpo.clip_gradients = lambda *a: float('nan')",
         "",
+        "third gradient in a row",
     ),
     "every grader dies of what it is to grade": (
         "import rewards; W = rewards._Worker; of = W.send; "
         "W.send = lambda w, n, task: (of(w, n, task), task[0] == 'grade' and w.process.kill())",
         "",
+        "grader workers in a row",
     ),
 }
 
 
 @dataclass
 class Config:
-    only: str | None = HfArg(default=None, help="One of refused, resumed and stopped.")
+    only: Literal["refused", "resumed", "stopped"] | None = HfArg(default=None, help="One list alone.")
     out: str = HfArg(default="results/bad_inputs/numbers.json", help="Beside it, the same as table.md.")
 
 
@@ -194,7 +205,7 @@ def refuse(script, flags, folder):
     }
 
 
-def stop(what, fault, flags, folder):
+def stop(what, fault, flags, expected, folder):
     """One of STOPPED."""
     run_dir, ranks = folder / re.sub(r"\W", "_", what), 2 if flags == "2 ranks" else 1
     program = folder / "program.py"
@@ -211,7 +222,7 @@ def stop(what, fault, flags, folder):
         "what": what,
         "seen": errors[-1] if errors else last_line(said),
         "lost": "what came after the last checkpoint",
-        "good": status != 0 and bool(errors),
+        "good": status != 0 and bool(errors) and expected in errors[-1],
     }
 
 
@@ -270,8 +281,8 @@ def resumed(folder, straight):
     script = f"mount -t tmpfs -o size=30m tmpfs {disk}; {train} 2> {log}; "
     script += f"mount -o remount,size=1g {disk}; {train} --resume 2>&1; cp -r {disk}/run {run}"
     done = subprocess.run(["unshare", "-rm", "bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
-    if not run.exists():
-        raise RuntimeError(done.stdout + done.stderr)
+    if not run.exists() or "No space left" not in log.read_text():
+        raise RuntimeError(done.stdout + done.stderr + log.read_text())
     yield "the disk is full; room is made", last_line(log.read_text()), run
 
 

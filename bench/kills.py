@@ -107,7 +107,7 @@ def main(args=None):
     }
     record |= {"same_metrics": same_metrics, "same_weights": same_weights, **surroundings()}
     write_json(config.out, record)
-    sys.exit(0 if same_metrics and same_weights else 1)
+    sys.exit(0 if same_metrics and same_weights and len(killed_at) == config.kills else 1)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ r"""A thousand poisoned responses: each must be scored or timed out, and the gra
 
 What a policy may write by chance, or to its advantage: towers of powers, factorials, what Math-Verify's
 regular expressions backtrack on, megabytes, nested braces, null bytes, marks that turn the text's direction,
-code. The first two kinds are those of Math-Verify's issue 65, the third hung another project's training.
+code. The first two kinds are of Math-Verify's issue 65, the third hung another project's training.
 Among them are answers that are right and wrong, whose reward must be what it is.
 
 As many items as there are workers go in at a time, so the seconds of a call are those of its slowest item,
-and of the start of the workers that the calls before had killed. Fails (status 1) if an item took longer, if
-one that is right or wrong got another reward, or if a process is left.
+and of the start of the workers that the calls before had killed. Fails (status 1) if a call took more than
+the deadline and START_S, if one that is right or wrong got another reward, or if a process is left.
 """
 
 import os
@@ -131,7 +131,7 @@ def held():
 
 
 def zombies():
-    """How many of this process's children have ended and were not taken leave of."""
+    """How many of this process's children have ended but were not reaped."""
     return sum(c.status() == psutil.STATUS_ZOMBIE for c in psutil.Process().children(recursive=True))
 
 

@@ -142,6 +142,7 @@ def main(args=None):
     write_json(config.out, {**record, "processes": rows})
     Path(config.out).with_suffix(".points.json").write_text(json.dumps(points) + "\n")
     plot(seen, Path(config.out).with_suffix(".png"))
+    sys.exit(1 if status or left or not saved else 0)
 
 
 if __name__ == "__main__":

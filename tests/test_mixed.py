@@ -35,7 +35,7 @@ class Scripted(TransformersGenerator):
     """An engine that says SCRIPT, and notes the limits that it was given."""
 
     @torch.no_grad()
-    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds):
+    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
         self.limits = {prompt.id: limit for prompt, limit in zip(prompts, max_tokens, strict=True)}
         groups = []
         for prompt, start in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True):

@@ -201,26 +201,49 @@ def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
+def test_killed_between_a_checkpoint_and_its_export(straight, monkeypatch, tmp_path):
+    """A run that cannot go on, or an export that is never made. Breaks: run.export() before
+    checkpoints.save(); no publish(start)."""
+    flags = "--sync-every 3 --engine transformers"
+    command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split()
+    export, kills = Run.export, {2, 4}
+
+    def killed(run, policy, tokenizer, step):
+        if step in kills:
+            kills.remove(step)
+            raise Killed
+        return export(run, policy, tokenizer, step)
+
+    monkeypatch.setattr(Run, "export", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train_dpo.main(command)
+    train_dpo.main(command)
+    assert_same(computed(tmp_path / "run"), straight(train_dpo, flags))
+    assert sorted(path.name for path in (tmp_path / "run" / "export").iterdir()) == ["2", "4", "6"]
+
+
 HOLD = "import sys; from pathlib import Path; from run import lock; lock(Path(sys.argv[1])); print(); input()"
 
 
-def test_two_processes_in_one_directory(tmp_path, capsys):
+def test_two_processes_in_one_directory(monkeypatch, tmp_path, capsys):
     """Two runs that write into each other's metrics: torchrun is killed, its ranks live on, and the user
     resumes. Breaks: no lock() in check_run_dir, or in Run; fcntl.LOCK_SH."""
     command = f"{SMALL} --engine transformers --resume --run-dir {tmp_path / 'run'}".split()
-    train_dpo.main([*command, "--steps", "2"])
-    lock.cache_clear()  # as if that process had ended
     hold = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    train_dpo.main([*command, "--steps", "2"])  # a new run, which Run alone locks
+    other = subprocess.run(hold, cwd=ROOT, input="", capture_output=True, text=True)
+    assert "another process trains in it" in other.stderr
+    lock.cache_clear()  # as if this process had ended
     other = subprocess.Popen(hold, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     other.stdout.readline()
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train_dpo, "load_tokenizer", None)  # refused before anything is read
         train_dpo.main(command)
     assert f"--run-dir {tmp_path / 'run'}: another process trains in it;" in capsys.readouterr().err
     other.kill()
     other.wait()
     train_dpo.main([*command, "--steps", "3"])
-    other = subprocess.run(hold, cwd=ROOT, capture_output=True, text=True)
-    assert "another process trains in it" in other.stderr
     assert len(read_metrics(tmp_path / "run")) == 3
 
 
@@ -272,7 +295,7 @@ def test_a_gradient_that_is_not_finite(monkeypatch, tmp_path):
     """
     norms = iter([float("nan"), float("inf"), 1.0, float("nan"), float("nan"), float("nan")])
     monkeypatch.setattr(train_grpo, "clip_gradients", lambda policy, norm: next(norms))
-    with pytest.raises(FloatingPointError, match="step 5: the third .* new run from .*export/6,"):
+    with pytest.raises(FloatingPointError, match="step 5: the third .* new run from .*export/4,"):
         train_grpo.main(f"{SMALL} --engine transformers --steps 9 --run-dir {tmp_path / 'run'}".split())
     rows = read_metrics(tmp_path / "run")
     assert [row["skipped_steps"] for row in rows] == [1, 2, 2, 3, 4, 5]

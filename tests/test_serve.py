@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -223,6 +224,40 @@ def test_busy_counts_overlapping_calls_once(monkeypatch):
     with busy:
         clock[0] += 16
     assert busy.seconds() == 23
+
+
+def test_the_lowest_turn_goes_first():
+    """The first step of a window waits behind the last, and the trainer with it. Break: no `(turn,` in the
+    ticket."""
+    slots, order, threads = serve.Slots(1), [], []
+
+    def request(turn):
+        with slots.taken(turn):
+            order.append(turn)
+
+    with slots.taken(0):
+        for turn in (3, 1, 2, 1):
+            threads.append(threading.Thread(target=request, args=(turn,)))
+            threads[-1].start()
+        while len(slots.waiting) < 4:
+            time.sleep(0.01)
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order == [1, 1, 2, 3]
+
+
+def test_a_dead_server_does_not_keep_the_others_from_being_closed():
+    """An engine that keeps its GPU after the run. Break: no suppress(ServerError)."""
+    generator = serve.ServedGenerator.__new__(serve.ServedGenerator)
+    ended = []
+    generator.transfer = SimpleNamespace(shutdown=lambda: ended.append("transfer"))
+    generator.urls = [f"http://127.0.0.1:{serve.free_port()}"]
+    process = subprocess.Popen(["sleep", "100"], start_new_session=True)
+    generator.processes = [process]
+    generator.close()
+    assert process.poll() is not None and ended == ["transfer"]
+    generator.close()  # as at the exit of a program that has closed it
 
 
 def test_an_error_in_the_background_reaches_the_loop():

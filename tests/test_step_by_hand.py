@@ -45,7 +45,7 @@ class Scripted(TransformersGenerator):
     """An engine that says SCRIPT, under log-probs that are off the model's, as those of older weights are."""
 
     @torch.no_grad()
-    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds):
+    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
         self.groups = []  # [[rollout] * G], a prompt each
         for prompt, start, seed in zip(prompts, encode_prompts(self.tokenizer, prompts), seeds, strict=True):
             self.groups.append([])
