@@ -186,9 +186,8 @@ def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entr
     all.
     temperature: the logits are divided by it, as the generator did when it sampled.
     Returns logps (B, T); with_entropy=True returns (logps, entropies), both (B, T); entropy_grad=False saves
-    the work of entropies that only a metric wants. Entry [b, t] belongs to
-    token input_ids[b, t], given the tokens before it; it is 0 where the mask is 0, and in column 0, which
-    nothing predicts.
+    the work of entropies that only a metric wants. Entry [b, t] belongs to token input_ids[b, t], given the
+    tokens before it; it is 0 where the mask is 0, and in column 0, which nothing predicts.
     This is the one place in the project where predictions and tokens are shifted by one against each other.
 
     Padding needs no attention mask: attention is causal, so what stands to the right of a token cannot reach

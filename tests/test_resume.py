@@ -282,7 +282,7 @@ def test_a_full_disk_ends_a_run_that_can_go_on(straight, where, name, monkeypatc
     train_dpo.main([*command, "--steps", "3"])
     with monkeypatch.context() as patch:
         patch.setattr(f"{where}.{name}", no_space)
-        with pytest.raises(SystemExit, match="--run-dir: No space left on device; make room, and the same"):
+        with pytest.raises(SystemExit, match="--run-dir: No space left on device; make room; the same"):
             train_dpo.main(command)
     train_dpo.main(command)
     assert_same(computed(tmp_path / "run"), straight(train_dpo, flags))

@@ -115,7 +115,7 @@ def test_weights_that_do_not_arrive_are_caught(server, policy, monkeypatch):
     with pytest.raises(SyncError, match="disagree on the canary"):
         sync(policy, server, 1)
     monkeypatch.setattr(serve, "buckets", lambda weights, size: [dict(list(weights)[1:])])
-    with pytest.raises(SyncError, match=r"missing \['model.embed_tokens.weight'\]"):
+    with pytest.raises(SyncError, match="missing model.embed_tokens.weight$"):
         sync(policy, server, 1)
 
 
