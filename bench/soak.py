@@ -120,12 +120,15 @@ def main(args=None):
         with Path(folder, "log.txt").open("w+") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
             run, start = psutil.Process(process.pid), time.monotonic()
-            for _ in tqdm(range(round(3600 * config.hours / EVERY_S)), desc="soak"):
+            progress, minute = tqdm(desc="soak", unit=" notes"), 0.0
+            while minute < 60 * config.hours:
                 time.sleep(EVERY_S)
+                minute = (time.monotonic() - start) / 60
+                progress.update()
                 if process.poll() is not None:
                     log.seek(0)
                     raise RuntimeError(f"the run ended by itself:\n{log.read()[-3000:]}")
-                note(run, seen, (time.monotonic() - start) / 60)
+                note(run, seen, minute)
             children = run.children(recursive=True)
             process.send_signal(signal.SIGTERM)
             status = process.wait(timeout=300)
