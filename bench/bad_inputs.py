@@ -176,10 +176,15 @@ def python(*command, **options):
     return done.returncode, done.stdout, done.stderr
 
 
+def lines_of(said):
+    """What a program wrote, without progress bars, which end where the next one or another line begins."""
+    lines = [line.split("\r")[-1].strip() for line in said.splitlines()]
+    return [line for line in lines if line and not re.search(r"\d+%\||\d+/\d+ \[", line)]
+
+
 def last_line(said):
     """The last line that is no progress bar's."""
-    lines = [line.split("\r")[-1].strip() for line in said.splitlines()]
-    return next((line for line in reversed(lines) if line and not re.search(r"it/s\]|s/it\]|\?it", line)), "")
+    return (lines_of(said) or [""])[-1]
 
 
 def snapshot(folder):
@@ -195,13 +200,12 @@ def refuse(script, flags, folder):
         words += ["--run-dir", str(folder / "new")]
     before = snapshot(folder)
     status, _, said = python(script, *words)
-    lines = [line for line in said.splitlines() if "\r" not in line and line.strip()]
     changed = snapshot(folder) != before
     return {
-        "what": f"`{script} {flags.replace('{}/', '')}`",
+        "what": f"`{script} {flags.replace(SMALL, '...').replace('{}/', '')}`",
         "seen": last_line(said).replace(f"{folder}/", ""),
         "lost": "something was written" if changed else "nothing",
-        "good": status == 2 and len(lines) == 1 and not changed,
+        "good": status == 2 and len(lines_of(said)) == 1 and not changed,
     }
 
 
@@ -220,7 +224,7 @@ def stop(what, fault, flags, expected, folder):
     )  # the last is the final one
     return {
         "what": what,
-        "seen": errors[-1] if errors else last_line(said),
+        "seen": (errors[-1] if errors else last_line(said)).replace(f"{folder}/", ""),
         "lost": "what came after the last checkpoint",
         "good": status != 0 and bool(errors) and expected in errors[-1],
     }
