@@ -224,9 +224,9 @@ def check_run_dir(config):
     lock(directory)
 
 
-@cache  # which keeps the file open: to close it would give the lock up
+@cache  # which keeps the file open: to close it gives the lock up
 def lock(directory):
-    """Keep other processes from training in a run's directory, as long as this one lives.
+    """Keep other processes from training in a run's directory, until Run.close() or the end of this one.
 
     ValueError in one line if one does: torchrun's ranks live on where torchrun itself was killed.
     """
@@ -296,6 +296,12 @@ class Run:
         for link in self.directory.glob("best/*"):
             if not link.exists():  # its export was just removed
                 link.unlink()
+
+    def close(self):
+        """Write no more, and let other processes train here."""
+        if self.rank == 0:
+            self.metrics.close()
+            lock.cache_clear()
 
     @full_disk_ends_run()
     def log(self, metrics):

@@ -508,6 +508,7 @@ def main(args=None):
             break
 
     stop.close()
+    run.close()
     scorer.close()
     generator.close()
     if dist.is_initialized():

@@ -113,6 +113,7 @@ def test_another_number_of_ranks(straight, die_at, monkeypatch, tmp_path):
     with pytest.raises(Killed):
         train_dpo.main(command.split())
     monkeypatch.undo()
+    lock.cache_clear()  # as if that process had ended
     for again in ("two ranks, from step 2 of one", "one rank, from step 4 of two"):
         if again.startswith("two"):
             torchrun(2, "train_dpo.py", *command.split())
@@ -231,7 +232,9 @@ def test_two_processes_in_one_directory(monkeypatch, tmp_path, capsys):
     resumes. Breaks: no lock() in check_run_dir, or in Run; fcntl.LOCK_SH."""
     command = f"{SMALL} --engine transformers --resume --run-dir {tmp_path / 'run'}".split()
     hold = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    train_dpo.main([*command, "--steps", "2"])  # a new run, which Run alone locks
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "close", lambda run: None)
+        train_dpo.main([*command, "--steps", "2"])  # a new run, which Run alone locks
     other = subprocess.run(hold, cwd=ROOT, input="", capture_output=True, text=True)
     assert "another process trains in it" in other.stderr
     lock.cache_clear()  # as if this process had ended
@@ -244,6 +247,7 @@ def test_two_processes_in_one_directory(monkeypatch, tmp_path, capsys):
     other.kill()
     other.wait()
     train_dpo.main([*command, "--steps", "3"])
+    assert subprocess.run(hold, cwd=ROOT, input="\n", text=True, stdout=subprocess.PIPE).returncode == 0  # free
     assert len(read_metrics(tmp_path / "run")) == 3
 
 
