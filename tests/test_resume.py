@@ -247,7 +247,8 @@ def test_two_processes_in_one_directory(monkeypatch, tmp_path, capsys):
     other.kill()
     other.wait()
     train_dpo.main([*command, "--steps", "3"])
-    assert subprocess.run(hold, cwd=ROOT, input="\n", text=True, stdout=subprocess.PIPE).returncode == 0  # free
+    free = subprocess.run(hold, cwd=ROOT, input="\n", text=True, stdout=subprocess.PIPE)
+    assert free.returncode == 0
     assert len(read_metrics(tmp_path / "run")) == 3
 
 
