@@ -193,7 +193,7 @@ def train_step(policy, reference, optimizer, rollouts, config, device):
         input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
         with autocast:
             with timed("policy_s"):
-                logps, entropy = token_logps(policy, input_ids, mask, 1.0, True)
+                logps, entropy = token_logps(policy, input_ids, mask, 1.0, True, False)
             with torch.no_grad(), timed("reference_s"):
                 ref_logps = token_logps(reference, input_ids, mask, 1.0)
         kl = kl_estimate(logps, ref_logps)
