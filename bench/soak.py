@@ -132,7 +132,7 @@ def main(args=None):
             children = run.children(recursive=True)
             process.send_signal(signal.SIGTERM)
             status = process.wait(timeout=300)
-            left = [str(child) for child in children if child.is_running()]
+            left = [str(child) for child in psutil.wait_procs(children, timeout=60)[1]]
         steps = len(read_metrics(f"{folder}/run"))
         saved = sorted(int(path.name) for path in Path(folder, "run/checkpoints").iterdir())
     rows = [summary(*key, points) for key, points in seen.items()]
