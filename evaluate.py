@@ -210,6 +210,19 @@ def measure(prepared, config):
     return summary, rows
 
 
+def publish(run, policy, tokenizer, done, held_out, config):
+    """Export a run's policy after so many steps, and measure it, where that is due and was not done yet.
+
+    held_out, config: as for validate. All ranks come here.
+    """
+    last = done == config.steps
+    measured = held_out and (done % config.eval_every == 0 or last)
+    if measured or done % config.save_every == 0 or last:
+        checkpoint = run.export(policy, tokenizer, done)
+        if measured:
+            validate(checkpoint, held_out, config)
+
+
 def validate(checkpoint, specs, config):
     """Measure a run's checkpoint on held-out prompts, and let best/TASK name the run's best one so far.
 

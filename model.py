@@ -288,7 +288,7 @@ def shared_hidden(model, input_ids, response_mask):
     return hidden[row, column]
 
 
-def _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad=True):
+def _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad):
     if response_mask is None:
         response_mask = torch.ones_like(input_ids)
     if packs(model):

@@ -18,7 +18,6 @@ CANARY = "12 + 30 = 42, said the canary."
 # between correct forwards: 1e-6 to 1e-5 in float32, up to 6e-2 in bfloat16.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.2}
 
-
 PATIENCE_S = 1800  # ranks arrive together, but at the start one may read its models from a slower disk
 
 

@@ -28,7 +28,7 @@ from transformers.hf_argparser import HfArg
 
 from checkpoint import Checkpoints
 from data import MixedIterator, load_held_out, load_sources
-from evaluate import validate
+from evaluate import publish
 from generate import check_engine, fit_tasks, load_generator, sample_ahead
 from model import (
     TINY_MODEL,
@@ -317,18 +317,8 @@ def main(args=None):
             start, sampled, counts = checkpoints.load(batches) or (start, sampled, counts)
         run = Run(config, rank, start)
     stop = Stop()  # at SIGTERM or Ctrl-C, after the step
-
-    def publish(done):
-        """Export the policy after so many steps, and measure it, where that is due and was not done yet."""
-        last = done == config.steps
-        measured = held_out and (done % config.eval_every == 0 or last)
-        if measured or done % config.save_every == 0 or last:
-            checkpoint = run.export(policy, tokenizer, done)
-            if measured:
-                validate(checkpoint, held_out, config)
-
-    if start:
-        publish(start)  # for which a run that was cut may have had no time
+    if start:  # for which a run that was cut may have had no time
+        publish(run, policy, tokenizer, start, held_out, config)
 
     progress = tqdm(range(start, config.steps), desc="train_dpo", initial=start, total=config.steps)
     for step in progress:
@@ -480,7 +470,7 @@ def main(args=None):
         if due:
             checkpoints.save(step + 1, batches, sampled, counts)
         if not stop.asked():  # else the resumed run does it
-            publish(step + 1)
+            publish(run, policy, tokenizer, step + 1, held_out, config)
         if stop.asked():
             if not due:
                 checkpoints.save(step + 1, batches, sampled, counts)

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-import torch
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from bench.kills import computed  # noqa: E402
+from bench.kills import same, steps_of, torchrun  # noqa: E402
 from run import parse_flags, surroundings, write_json, write_text  # noqa: E402
 
 DPO, GRPO, EVALUATE = "train_dpo.py", "train_grpo.py", "evaluate.py"
@@ -216,7 +215,7 @@ def stop(what, fault, flags, expected, folder):
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{fault}\nimport train_dpo; train_dpo.main()\n"
     )
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if ranks == 2 else []
+    launch = torchrun(2) if ranks == 2 else []
     more = "" if ranks == 2 else flags
     status, _, said = python(*launch, program, *f"{SMALL} {more} --run-dir {run_dir}".split(), timeout=300)
     errors = re.findall(
@@ -239,8 +238,7 @@ def interrupt(folder, number, flags=SMALL, victim=None):
     """Start a run, signal it (or what it started that `victim` names) after its third step. What it said."""
     command = [sys.executable, DPO, *flags.split(), "--run-dir", str(folder)]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    metrics = folder / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+    while steps_of(folder) < 3:
         if run.poll() is not None:
             raise RuntimeError(run.stdout.read())
         time.sleep(0.02)
@@ -293,12 +291,11 @@ def resumed(folder, straight):
 def compare(what, seen, run, straight):
     """One of RESUMED, beside the run to which nothing happened."""
     try:
-        (rows, weights), (others, other_weights) = computed(straight), computed(run)
-        same = rows == others and all(torch.equal(weights[name], other_weights[name]) for name in weights)
+        good = all(same(straight, run))
     except (OSError, ValueError) as error:
         return {"what": what, "seen": seen, "lost": f"the run cannot be read: {error}", "good": False}
-    lost = "nothing: same metrics, same weights" if same else "the run is another one"
-    return {"what": what, "seen": seen, "lost": lost, "good": same}
+    lost = "nothing: same metrics, same weights" if good else "the run is another one"
+    return {"what": what, "seen": seen, "lost": lost, "good": good}
 
 
 def as_markdown(tables):

@@ -40,11 +40,14 @@ class Config:
     out: str = HfArg(default="results/kills/numbers.json", help="Where the numbers are written.")
 
 
+def torchrun(ranks):
+    """What stands between python and a script to run it on so many ranks of this machine."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+
+
 def command(config, folder):
     """The run: small steps, since what is tested is between them."""
-    launch = [sys.executable]
-    if config.ranks > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(config.ranks)]
+    launch = [sys.executable, *(torchrun(config.ranks) if config.ranks > 1 else [])]
     flags = "--data tiny@validation --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32 --lr 1e-3"
     flags += (
         f" --engine transformers --save-every 1 --sync-every {config.sync_every:g} --steps {config.steps}"
@@ -84,6 +87,12 @@ def computed(folder):
     return rows, load_file(folder / "export" / str(len(rows)) / "model.safetensors")
 
 
+def same(one, two):
+    """Whether two runs have computed the same, bit for bit: (their metrics, their last weights)."""
+    (rows, weights), (others, other_weights) = computed(one), computed(two)
+    return rows == others, all(torch.equal(weights[name], other_weights[name]) for name in weights)
+
+
 def main(args=None):
     config = parse_flags(Config, args)
     rng, killed_at = random.Random(config.seed), []
@@ -95,9 +104,7 @@ def main(args=None):
                 break
             killed_at.append(kill_once(config, resumed, rng))
         subprocess.run(command(config, resumed), cwd=ROOT, check=True, capture_output=True)
-        (rows, weights), (others, other_weights) = computed(straight), computed(resumed)
-        same_metrics = rows == others
-        same_weights = all(torch.equal(weights[name], other_weights[name]) for name in weights)
+        same_metrics, same_weights = same(straight, resumed)
         starts = [start["first_step"] for start in read_config(resumed)["starts"]]
     print(f"{len(killed_at)} kills, {len(starts)} starts; metrics {same_metrics}, weights {same_weights}")
     record = {

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from bench import kills
 from data import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,7 @@ def make_checkpoint(folder, family, **changes):
 
 def torchrun(ranks, *command):
     """Run a Python program on so many ranks; what it printed."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    launch = [sys.executable, *kills.torchrun(ranks)]
     done = subprocess.run([*launch, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -251,7 +251,7 @@ def test_a_run_chooses_its_best_checkpoint(run, checkpoints, monkeypatch, tmp_pa
     """--eval-every that measures nothing, or not what is exported at the end. Break: no `or last`."""
     measured = []
     monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources: {"spec": PROMPTS[:1]})
-    monkeypatch.setattr(train_dpo, "validate", lambda path, specs, config: measured.append((path, [*specs])))
+    monkeypatch.setattr(evaluate, "validate", lambda path, specs, config: measured.append((path, [*specs])))
     run(train_dpo, "--eval-every", "5")
     assert measured == [(tmp_path / "run" / "export" / "1", ["spec"])] and measured[0][0].is_dir()
 
@@ -264,13 +264,13 @@ def test_a_run_that_was_cut_while_it_measured(run, monkeypatch, tmp_path):
         raise SystemExit("--eval-every: no memory")
 
     monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources: {"spec": PROMPTS[:1]})
-    monkeypatch.setattr(train_dpo, "validate", fail)
+    monkeypatch.setattr(evaluate, "validate", fail)
     flags = ("--eval-every", "1", "--save-every", "1", "--steps", "1", "--resume")
     with pytest.raises(SystemExit, match="no memory"):
         run(train_dpo, *flags)
     assert (tmp_path / "run" / "checkpoints" / "1" / "state.json").exists()
     measured = []
-    monkeypatch.setattr(train_dpo, "validate", lambda path, specs, config: measured.append(path.name))
+    monkeypatch.setattr(evaluate, "validate", lambda path, specs, config: measured.append(path.name))
     run(train_dpo, *flags)
     assert measured == ["1"]
 

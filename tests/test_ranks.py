@@ -13,6 +13,7 @@ import torch
 from conftest import torchrun
 from transformers import AutoModelForCausalLM
 
+from bench import kills
 from bench.kills import computed
 from ranks import see_one_gpu
 
@@ -165,7 +166,7 @@ def test_prompts_that_do_not_divide(tmp_path):
 def test_a_killed_rank_ends_the_others(tmp_path):
     """A rank that is killed for want of memory, and others that wait for it for hours. Break: start the ranks
     without torchrun, each by `python`."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [sys.executable, *kills.torchrun(2)]
     flags = f"{SMALL} --steps 1000 --run-dir {tmp_path / 'run'}"
     run = subprocess.Popen(
         [*launch, "train_dpo.py", *flags.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True

@@ -204,7 +204,7 @@ def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
 
 def test_killed_between_a_checkpoint_and_its_export(straight, monkeypatch, tmp_path):
     """A run that cannot go on, or an export that is never made. Breaks: run.export() before
-    checkpoints.save(); no publish(start)."""
+    checkpoints.save(); no publish() before the loop."""
     flags = "--sync-every 3 --engine transformers"
     command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split()
     export, kills = Run.export, {2, 4}
