@@ -13,7 +13,6 @@ a request is a string, `instruction`, `prompt`, or the first of `conversation`, 
 All but `tiny` are split by a hash of the prompt's text, whatever the order of the rows.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -28,9 +27,6 @@ from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers.hf_argparser import HfArg
-
-from run import one_line_errors, parse_flags, write_lines
 
 TASKS = ("math", "chat")
 TINY = {"math": Path(__file__).parent / "tiny/problems", "chat": Path(__file__).parent / "tiny/requests"}
@@ -122,6 +118,11 @@ def split_weight(spec: str) -> tuple[str, int]:
     """(spec without it, weight) of `SPEC[:WEIGHT]`: a whole number after the last colon, or 1."""
     spec, weight = re.fullmatch(r"(.*?)(?::([1-9]\d*))?", spec, re.DOTALL).groups()
     return spec, int(weight or 1)
+
+
+def tasks_of(specs: list[str]) -> list[str]:
+    """The tasks that `--data` names, in order: math, chat, or both."""
+    return sorted({split_spec(spec)[0] for spec in specs})
 
 
 def load_sources(specs: list[str]) -> list[tuple[list[Prompt], int]]:
@@ -502,50 +503,3 @@ class MixedIterator:
             )
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
-
-
-def read_answers(path: Path) -> Iterator[dict]:
-    """A benchmark's own answers (AlpacaEval's, Arena-Hard's) as the rows that judge.py compares."""
-    for where, row in read_file(path):
-        prompt = request_text(row, where)
-        answer = row.get("output") if isinstance(row, dict) else None
-        if answer is None and isinstance(row, dict):
-            turns = row.get("messages") or row.get("conversation") or []
-            answer = next((turn["content"] for turn in turns if turn.get("role") == "assistant"), None)
-        if isinstance(answer, dict):  # Arena-Hard's
-            answer = answer.get("answer")
-        if not isinstance(answer, str):
-            raise ValueError(f"{where}: no answer in 'output', nor in a message of the assistant")
-        yield {"id": prompt_id(prompt), "prompt": prompt, "response": answer, "length": len(answer)}
-
-
-@dataclass
-class Config:
-    answers: str = HfArg(help="A benchmark's answers: AlpacaEval's or Arena-Hard's file.")
-    out: str = HfArg(help="File for judge.py, one JSON object a line.")
-    difficulties: str | None = HfArg(
-        default=None, help="AlpacaEval's instruction_difficulty, a .csv in the same order."
-    )
-
-
-def main(args=None):
-    """python data.py --answers alpaca_eval.json --out baseline.jsonl, for `judge.py --baseline`."""
-    config = parse_flags(Config, args)
-    with one_line_errors():
-        rows = list(read_answers(Path(config.answers)))
-        if config.difficulties:
-            try:
-                with open(config.difficulties, newline="") as file:
-                    values = [float(row["instruction_difficulty"]) for row in csv.DictReader(file)]
-            except (OSError, KeyError, TypeError, ValueError) as error:
-                problem = "not a .csv file with a column of numbers, instruction_difficulty"
-                raise ValueError(f"--difficulties {config.difficulties}: {problem}") from error
-            if len(values) != len(rows):
-                raise ValueError(f"--difficulties: {len(values)} for {len(rows)} answers")
-            rows = [row | {"difficulty": value} for row, value in zip(rows, values, strict=True)]
-        write_lines(config.out, rows)
-    print(f"data: {config.out}: {len(rows)} answers")
-
-
-if __name__ == "__main__":
-    main()

@@ -236,12 +236,13 @@ def test_real_logs_are_english():
     ],
 )
 def test_a_benchmarks_answers_meet_ours(file, more, count, tmp_path):
-    """A baseline that judge.py cannot read, or whose questions have other ids than our answers to them.
+    """A baseline that the judge cannot read, or whose questions have other ids than our answers to them.
     Break: an id of the answer; the user's turn for the assistant's."""
     from judge import load_answers
+    from judge.answers import main
 
     out = tmp_path / "baseline.jsonl"
-    data.main(["--answers", str(SHARED / file), "--out", str(out), *more])
+    main(["--answers", str(SHARED / file), "--out", str(out), *more])
     answers = load_answers([out])["baseline"]
     assert len(answers) == count and all(
         row["length"] == len(row["response"]) > 0 for row in answers.values()

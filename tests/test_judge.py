@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 
 import judge
+from judge import answers
+from judge.__main__ import main
 from run import write_lines
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 alpaca_eval_files = pytest.mark.skipif(
     not (SHARED / "alpaca_eval").is_dir(), reason="shared/data/alpaca_eval is not here"
 )
@@ -423,7 +426,7 @@ def verdicts(folder):
 
 def run(tmp_path, files, double, *more):
     """The command -> result.json."""
-    judge.main(flags(tmp_path, files, double.url, *more))
+    main(flags(tmp_path, files, double.url, *more))
     return json.loads((tmp_path / "out" / "result.json").read_text())
 
 
@@ -455,7 +458,7 @@ def test_official_prompt_on_the_wire(tmp_path, files, endpoint):
     double = endpoint(lambda body: (200, "[[A=B]]", None))
     args = flags(tmp_path, files, double.url, "--style", "arena_hard")
     at = args.index("--judge-prompt")
-    judge.main(args[:at] + args[at + 2 :])
+    main(args[:at] + args[at + 2 :])
     body = double.bodies[0]
     system, user = (message["content"] for message in body["messages"])
     assert system == judge.ARENA_HARD_SYSTEM and "{prompt}" not in user and "|>\nQuestion" in user
@@ -491,7 +494,7 @@ def test_second_start_asks_only_what_is_missing(tmp_path, files, endpoint, capsy
     path = tmp_path / "out" / "judgments.jsonl"
     dying = endpoint(lambda body: longer_wins(body) if len(dying.bodies) <= 20 else (401, "closed", None))
     with pytest.raises(SystemExit) as exit:
-        judge.main(flags(tmp_path, files, dying.url, "--workers", "1"))
+        main(flags(tmp_path, files, dying.url, "--workers", "1"))
     assert exit.value.code == 2 and "start again" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:-9])
     kept = len(path.read_text().split("\n")) - 1
@@ -504,7 +507,7 @@ def test_second_start_asks_only_what_is_missing(tmp_path, files, endpoint, capsy
 
     (tmp_path / "prompt.txt").write_text("Else: {prompt}|{first}|{second}")
     with pytest.raises(SystemExit):
-        judge.main(flags(tmp_path, files, double.url))
+        main(flags(tmp_path, files, double.url))
     assert "choose another --out" in capsys.readouterr().err
 
 
@@ -526,7 +529,7 @@ def test_the_key_stays_in_the_environment(tmp_path, files, endpoint, capfd):
     assert set(double.keys) == {f"Bearer {KEY}"} and result["verdicts"] == 44
     down = endpoint(lambda body: (404, "no such model", None))
     with pytest.raises(SystemExit):
-        judge.main(flags(tmp_path, files, down.url))
+        main(flags(tmp_path, files, down.url))
     printed = "".join(capfd.readouterr())
     assert "4 of 48 questions were rejected" in printed and "no such model" in printed and KEY not in printed
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -557,7 +560,7 @@ def refused(tmp_path, files, capfd):
 
     def call(*args):
         with pytest.raises(SystemExit) as exit:
-            judge.main(list(args))
+            main(list(args))
         captured = capfd.readouterr()
         assert exit.value.code == 2 and captured.err.count("\n") == 1
         assert not (tmp_path / "out").exists()  # nothing was written
@@ -611,6 +614,66 @@ def test_bad_flags(refused, tmp_path, files):
     assert "{second}" in refused(*good)
 
 
+# --- The package and its other command ---
+
+
+def python(*args):
+    """Run Python in the repository's folder, a RuntimeWarning being an error."""
+    command = [sys.executable, "-W", "error::RuntimeWarning", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_statistics_import_numpy_alone():
+    """A figure waits for transformers, or needs openai. Break: from judge.answers import load_answers
+    at the top of __init__.py."""
+    heavy = "{'openai', 'transformers', 'torch', 'run', 'flags'}"
+    done = python("-c", f"import sys, judge.winrates; print(sorted({heavy} & set(sys.modules)))")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_every_public_name_is_there():
+    """A name that __all__ promises and its module lacks. Break: misspell one in LATER."""
+    assert all(getattr(judge, name) is not None for name in judge.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'winrat'"):
+        _ = judge.winrat
+
+
+@pytest.mark.parametrize("module", ["judge", "judge.answers"])
+def test_commands_start(module):
+    """A module imported twice under `python -m`. Break: from judge.answers import load_answers at the
+    top of __init__.py."""
+    done = python("-m", module, "--help")
+    assert done.returncode == 0 and done.stderr == "" and f"python -m {module} --answers" in done.stdout
+
+
+def test_answers_of_benchmarks(tmp_path, capsys):
+    """An answer of another turn, or difficulties given to the wrong answers. Break: the user's turn for the
+    assistant's; zip without the check of the two counts."""
+    (tmp_path / "alpaca.json").write_text(
+        json.dumps([{"instruction": "Hi", "output": "Hello"}, {"instruction": "Why?", "output": "So."}])
+    )
+    (tmp_path / "hard.csv").write_text("i,instruction_difficulty\n0,0.5\n1,-2\n")
+    flags = ["--answers", str(tmp_path / "alpaca.json"), "--out", str(tmp_path / "base.jsonl")]
+    answers.main([*flags, "--difficulties", str(tmp_path / "hard.csv")])
+    rows = judge.load_answers([tmp_path / "base.jsonl"])["base"].values()
+    seen = [(row["prompt"], row["response"], row["length"], row["difficulty"]) for row in rows]
+    assert seen == [("Hi", "Hello", 5, 0.5), ("Why?", "So.", 3, -2.0)]
+    assert "2 answers" in capsys.readouterr().out
+
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": {"answer": "Hello"}}]
+    (tmp_path / "arena.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (row,) = judge.read_answers(tmp_path / "arena.jsonl")
+    alpaca_id = next(iter(judge.load_answers([tmp_path / "base.jsonl"])["base"]))
+    assert row == {"id": alpaca_id, "prompt": "Hi", "response": "Hello", "length": 5}
+
+    (tmp_path / "hard.csv").write_text("i,instruction_difficulty\n0,0.5\n")
+    for path, said in (("hard.csv", "1 for 2 answers"), ("none.csv", "not a .csv file")):
+        with pytest.raises(SystemExit) as exit:
+            answers.main([*flags, "--difficulties", str(tmp_path / path)])
+        captured = capsys.readouterr().err
+        assert exit.value.code == 2 and said in captured and captured.count("\n") == 1
+
+
 # --- A real server ---
 
 
@@ -645,14 +708,14 @@ def test_a_real_vllm_server(tmp_path, files, monkeypatch):
                 said = (tmp_path / "server.log").read_text()[-3000:]
                 assert server.poll() is None and time.monotonic() < deadline, said
                 time.sleep(1)
-        judge.main(flags(tmp_path, files, url, "--workers", "4"))
+        main(flags(tmp_path, files, url, "--workers", "4"))
         result = json.loads((tmp_path / "out" / "result.json").read_text())
         rows = verdicts(tmp_path / "out")
         assert result["verdicts"] == 48 and result["unreadable"] == result["by_letter"] == 0
         assert all(0 < row["verdict"] < 1 for row in rows) and len({row["verdict"] for row in rows}) > 20
         short = ["--style", "arena_hard", "--judge-max-tokens", "8", "--out", str(tmp_path / "arena")]
         with pytest.raises(SystemExit) as exit:  # the tiny model writes no [[A>B]]
-            judge.main(flags(tmp_path, files, url, *short))
+            main(flags(tmp_path, files, url, *short))
         assert exit.value.code == 2 and len(verdicts(tmp_path / "arena")) == 48
     finally:
         server.terminate()
