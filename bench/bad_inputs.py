@@ -153,8 +153,8 @@ STOPPED = {  # what is wrong: the fault, in Python, flags, and what the last err
         "third gradient in a row",
     ),
     "every grader dies of what it is to grade": (
-        "import rewards; W = rewards._Worker; of = W.send; "
-        "W.send = lambda w, n, task: (of(w, n, task), task[0] == 'grade' and w.process.kill())",
+        "from grader.workers import _Worker as W; of = W.send; "
+        "W.send = lambda w, n, request: (of(w, n, request), request[0] == 'grade' and w.process.kill())",
         "",
         "grader workers in a row",
     ),

@@ -26,7 +26,7 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from rewards import MathVerifier  # noqa: E402
+from grader import MathVerifier  # noqa: E402
 from run import Count, Positive, parse_flags, surroundings, write_json  # noqa: E402
 
 START_S = 10.0  # generous, for a worker that imports sympy beside others

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 NAMES = [
-    *("data", "evaluate", "judge", "rewards", "tiny.chat", "tiny.preferences", "tiny.smollm2"),
+    *("data", "evaluate", "grader.grade", "judge", "tiny.chat", "tiny.preferences", "tiny.smollm2"),
     *("train_dpo", "train_grpo", "bench.train_flops", "bench.trl_step"),
 ]
 

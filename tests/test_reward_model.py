@@ -138,7 +138,7 @@ def test_scores_equal_a_plain_forward(folders, form):
 def test_the_batch_changes_nothing(folders, form):
     """Scores in the order of the lengths, or batches that outgrow the memory.
 
-    Break: scores[batch.index(index)] = score; or drop `(len(batch) + 1) *`.
+    Break: scores[batch.index(index)] = score; or micro_batches with 10 * self.batch_tokens.
     """
     conversations = CONVERSATIONS * 3
     together = RewardModel(folders[form]).score(conversations)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import grader
 import rewards
-from rewards import MathVerifier, math_reward
+from grader import MathVerifier, grade, math_reward, workers
 
 CASES = Path(__file__).parents[2] / "shared/data/math_grading/cases.jsonl"
 HANGS = {  # each one survives a Python SIGALRM handler, because the time goes into one call of C code
@@ -69,7 +70,7 @@ def test_gold_is_the_first_argument():
 
 def test_the_end_of_a_long_response_is_graded():
     """Bug: a cap that keeps the head loses every long answer. Break: `response[:MAX_CHARS]`."""
-    padding = "Let us see. " * rewards.MAX_CHARS
+    padding = "Let us see. " * grade.MAX_CHARS
     assert math_reward(padding + r"The final answer is $\boxed{5}$.", "5") == 1.0
     assert math_reward(r"The final answer is $\boxed{5}$." + padding, "5") == 0.0
 
@@ -133,7 +134,7 @@ def test_a_grader_that_always_crashes_stops_the_run(monkeypatch):
 
     Break: drop the raise.
     """
-    monkeypatch.setattr(rewards, "START_S", 30.0)
+    monkeypatch.setattr(workers, "START_S", 30.0)
     with MathVerifier(workers=1) as broken, pytest.raises(RuntimeError, match="in a row died"):
         list(broken._run([("no such function", "1")] * 50))
 
@@ -191,7 +192,7 @@ def test_interrupted_call_leaves_no_reply_behind():
 
 def test_worker_that_cannot_start_is_an_error(monkeypatch):
     """Bug: without math-verify every response scores 0.0 silently. Break: `_replace` a starting worker."""
-    monkeypatch.setattr(rewards, "__file__", "missing.py")
+    monkeypatch.setattr(grade, "__file__", "missing.py")
     monkeypatch.setattr(MathVerifier, "_replace", lambda *_: pytest.fail("starts workers without end"))
     with MathVerifier(workers=1) as verifier, pytest.raises(RuntimeError, match="died while starting"):
         verifier.score([("$1$", "1")])
@@ -199,7 +200,7 @@ def test_worker_that_cannot_start_is_an_error(monkeypatch):
 
 def test_orphan_ends_by_itself():
     """Bug: the trainer is killed and its stuck worker burns a core for days. Break: drop the `setitimer`."""
-    command = [sys.executable, rewards.__file__, "--serve", "0.2"]
+    command = [sys.executable, grade.__file__, "--serve", "0.2"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         assert json.loads(worker.stdout.readline()) == "ready"
         worker.stdin.write(json.dumps(("grade", *HANGS["factorial"])).encode() + b"\n")
@@ -227,7 +228,7 @@ def test_memory_is_capped(verifier):
     for worker in verifier._workers:
         limits = Path(f"/proc/{worker.process.pid}/limits").read_text().splitlines()
         soft = next(line.split()[3] for line in limits if line.startswith("Max address space"))
-        assert soft != "unlimited" and int(soft) <= rewards.MEMORY_BYTES
+        assert soft != "unlimited" and int(soft) <= grade.MEMORY_BYTES
 
 
 def test_close_leaves_no_process():
@@ -244,5 +245,10 @@ def test_close_leaves_no_process():
 
 def test_import_is_light():
     """Bug: every rank waits for sympy, or needs torch, to import this. Break: import math_verify on top."""
-    code = "import sys, rewards; assert not {'sympy', 'torch', 'math_verify'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(rewards.__file__).parent, check=True)
+    code = "import sys, grader; assert not {'sympy', 'torch', 'math_verify'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(grader.__file__).parents[1], check=True)
+
+
+def test_public_names():
+    """Bug: programs that import the grader from rewards fail. Break: import only MathVerifier there."""
+    assert (rewards.math_reward, rewards.MathVerifier) == (grader.math_reward, grader.MathVerifier)

@@ -1,0 +1,111 @@
+"""The reward of a math answer, and the program that a worker process runs to compute it.
+
+A worker starts this file as a script (`--serve SECONDS`). The file therefore imports no other file of the
+project, and no torch: a worker starts in a second and stays small.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from functools import cache, lru_cache
+
+# Math-Verify's regular expressions can take time cubic in the length, so only the end of a response is
+# graded: the prompt asks for the answer last. The paper's limit, 2048 tokens, is about 7,000 characters.
+MAX_CHARS = 8192
+MEMORY_BYTES = 2 << 30  # a worker's address space, normally 0.1 GB: a runaway must not starve the trainer
+
+
+@cache
+def _targets():
+    """Math-Verify's settings, as in the paper: what to extract from a gold, and what from a response."""
+    from math_verify import LatexExtractionConfig  # slow, it imports sympy: only processes that grade do so
+    from math_verify.parser import NormalizationConfig
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
+    gold = NormalizationConfig(
+        basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
+    return [LatexExtractionConfig(normalization_config=gold)], [LatexExtractionConfig(boxed_match_priority=0)]
+
+
+@lru_cache(maxsize=4096)  # all responses of a group share one gold
+def _parse_gold(gold):
+    """Parse a gold answer with Math-Verify; [] if it finds nothing. A gold without $...$ gets them."""
+    from math_verify import parse
+
+    # A line break is a space in LaTeX, but Math-Verify would end the $...$ there.
+    text = " ".join(gold.split())
+    return parse(text if text.startswith("$") else f"${text}$", _targets()[0], parsing_timeout=None)
+
+
+def _grade(response, gold):
+    """Return the reward, and whether Math-Verify extracted anything from the response."""
+    from math_verify import parse, verify
+
+    prediction = parse(response[-MAX_CHARS:], _targets()[1], parsing_timeout=None)
+    # verify() is not symmetric: the gold comes first. float_rounding is the paper's "precision 6".
+    right = verify(_parse_gold(gold), prediction, float_rounding=6, timeout_seconds=None)
+    return float(right), bool(prediction)
+
+
+def _usable(gold):
+    """Whether a response that states the gold earns 1.0. A broken `\\frac{` also parses, but only as text."""
+    return _grade(f"$\\boxed{{{gold}}}$", gold)[0] == 1.0
+
+
+def math_reward(response: str, gold: str) -> float:
+    """1.0 if the answer in `response` equals `gold`, else 0.0 (paper section 4).
+
+    The answer must be in LaTeX (`$...$`, `\\[...\\]`, `\\boxed{...}`): "The answer is 8" in prose earns 0.0.
+    Boxed answers take precedence over others, and later answers over earlier ones. If the gold cannot be
+    parsed, every response earns 0.0; `MathVerifier.unparsable` finds such golds. This function has no
+    deadline: for text that a model wrote use `MathVerifier`.
+
+    >>> math_reward(r"Half of it, so $\\boxed{\\frac{1}{2}}$", "0.5")
+    1.0
+    """
+    return _grade(response, gold)[0]
+
+
+FUNCTIONS = {"grade": _grade, "usable": _usable}  # what a request can call
+
+
+def serve(timeout_s: float) -> None:
+    """Answer requests until stdin closes: one JSON line [function, text...] in, one line with its result out.
+
+    The first line out is "ready". A request that runs for 2 * timeout_s seconds kills the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent is gone, end without a traceback
+    # The kernel's default action on SIGALRM ends the process, even inside C code. The parent kills a late
+    # worker sooner. The alarm is for when the parent itself was killed: a stuck worker would run for days.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    if sys.platform == "linux":  # other systems refuse or ignore RLIMIT_AS
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if hard == resource.RLIM_INFINITY or hard > MEMORY_BYTES:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
+
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes to stderr, not between the replies
+    _grade("$1$", "1")  # imports, and compiles the regular expressions, before the first deadline
+    print(json.dumps("ready"), file=replies, flush=True)
+    for line in sys.stdin:
+        function, *texts = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s)
+        reply = FUNCTIONS[function](*texts)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def main() -> None:
+    if len(sys.argv) != 3 or sys.argv[1] != "--serve":
+        raise SystemExit("grade.py: nothing to run; in Python, `from grader import MathVerifier`")
+    serve(float(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()
