@@ -1,34 +1,32 @@
 """A run's complete state on disk, so that it can be resumed exactly.
 
-    runs/NAME/checkpoints/STEP/*.safetensors    each rank's part of the policy and of Adam's moments; where
-                                                nothing else has them, of the reference and the generator
+    runs/NAME/checkpoints/STEP/*.safetensors    each rank's part of the policy and of Adam's moments; if
+    nothing
+                                                else holds them, of the reference and the generator, too
     runs/NAME/checkpoints/STEP/rollouts.jsonl   responses sampled ahead, that no step has learned from yet
     runs/NAME/checkpoints/STEP/state.json       what was drawn and counted; written last
 
-Between two syncs the generator holds older weights than the policy. A run resumed with the policy's in both
-would sample from weights that it would not have sampled from: each resume would turn the dial towards online.
-So a checkpoint has the generator's weights, too, and a resumed run gives it these, by the same proved copy.
-What is drawn at random depends on the seed, the step and the prompt alone, so there is no random state to
-lose, and a run may go on with another number of ranks.
+Between two syncs the generator holds older weights than the policy. With the policy's weights in both, a
+resumed run would sample from other weights than it would have: every resume would act as a sync. So a
+checkpoint has the generator's weights, too, and on resume the generator gets them back by the same proved
+copy. Whatever is drawn at random depends on the seed, the step and the prompt alone. So there is no random
+state to save, and a run may go on with another number of ranks.
 """
 
 import json
 import math
 import os
 import shutil
-from collections import defaultdict, deque
-from concurrent.futures import Future
-from dataclasses import asdict
-from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from generate import Rollout, finished
-from ranks import from_first, gather, largest, meet, rank, world_size
-from run import full_disk_ends_run, read_lines, write_lines
+from generate import Window
+from ranks import broadcast_from_first, meet, rank, world_size
+from run import full_disk_ends_run, numbered, read_lines, write_lines
 from sync import sync
 
 FILE_BYTES = 2**30  # a rank's part of a file, about
@@ -43,7 +41,7 @@ class Checkpoints:
         self.generator, self.scorer = generator, scorer
         self.held = {}  # {name: weight} of the generator, where nothing else has them
 
-    def note_sync(self):
+    def note_sync(self) -> None:
         """Keep this rank's part of what the generator holds from now on, on the host, in its dtype.
 
         Not online, where it is never older than a step, nor offline, where it stays the seed model.
@@ -53,56 +51,50 @@ class Checkpoints:
             self.held = {n: p.detach().to(dtype, copy=True).cpu() for n, p in self.policy.named_parameters()}
 
     @full_disk_ends_run()
-    def save(self, step, batches, sampled, counts):
-        """Write what it takes to go on with `step`. It appears under its name only when it is whole.
-
-        batches: the iterator over prompts. sampled: futures of the coming steps' batches. counts: anything
-        that JSON holds.
-        """
-        final, aside = self.directory / str(step), self.directory / f"{step}.partial"
-        # What a generator elsewhere has not finished, on every rank, is sampled again with the same seeds.
-        done = -int(largest([-len(list(takewhile(Future.done, sampled)))]))
-        ahead = [future.result() for future in islice(sampled, done)]
-        rollouts = gather(
-            {"step": step + i, "prompt_id": prompt.id, "rollouts": [asdict(rollout) for rollout in group]}
-            for i, batch in enumerate(ahead)
-            for prompt, group in batch
-        )
+    def save(self, step: int, window: Window, counts: dict) -> None:
+        """Write atomically what it takes to go on with `step`. counts: anything that JSON holds."""
+        final, partial = self.directory / str(step), self.directory / f"{step}.partial"
+        drawn, rollouts = window.state(step)
         if rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
         meet()
         tensors = self._tensors(moments=len(self.optimizer.state) > 0)
         if step % self.config.sync_every > 0:  # the next step does not sync
             tensors |= {f"generator.{name}": weight for name, weight in self.held.items()}
-        # By default torch.distributed.checkpoint writes pickles, which run whatever code stands in them.
-        writer = HuggingFaceStorageWriter(str(aside), in_files(tensors), save_distributed=True)
+        # By default torch.distributed.checkpoint writes pickles, and loading one can execute code.
+        writer = HuggingFaceStorageWriter(str(partial), in_files(tensors), save_distributed=True)
         dcp.save(tensors, storage_writer=writer)
         counts = {**counts, "scorer": self.scorer.counts()}
         if rank() == 0:
-            write_lines(aside / "rollouts.jsonl", rollouts)
-            files = {path.name: path.stat().st_size for path in aside.iterdir()}
-            state = {"step": step, "version": self.generator.version, "ahead": len(ahead), "files": files}
-            state |= {"batches": batches.state_dict(), "counts": counts}
-            (aside / "state.json").write_text(json.dumps(state) + "\n")
-            for path in (*aside.iterdir(), aside, self.directory.parent / "metrics.jsonl"):
+            write_lines(partial / "rollouts.jsonl", rollouts)
+            files = {path.name: path.stat().st_size for path in partial.iterdir()}
+            state = {
+                "step": step,
+                "version": self.generator.version,
+                "files": files,
+                **drawn,
+                "counts": counts,
+            }
+            (partial / "state.json").write_text(json.dumps(state) + "\n")
+            for path in (*partial.iterdir(), partial, self.directory.parent / "metrics.jsonl"):
                 flush(path)
             shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
+            partial.rename(final)
             flush(self.directory)
-            earlier = [old for old in numbered(self.directory) if old <= step]  # what is later was cut
+            earlier = [old for old in numbered(self.directory) if old <= step]  # later ones were cut
             for old in earlier[: -self.config.keep]:
                 shutil.rmtree(self.directory / str(old))
         meet()
 
-    def load(self, batches):
-        """Bring everything to where the newest whole checkpoint left it. Returns (step, sampled, counts).
+    def load(self, window: Window) -> tuple[int, dict] | None:
+        """Restore everything from the newest whole checkpoint: (step, counts), or None if there is none.
 
-        None if there is no checkpoint yet. ValueError in one line if the data is not the same.
+        ValueError in one line if the data is not the same.
         """
-        path = from_first(lambda: newest(self.directory))
+        path = broadcast_from_first(lambda: newest(self.directory))
         if path is None:
-            if from_first(lambda: numbered(self.directory.parent / "export")):
+            if broadcast_from_first(lambda: numbered(self.directory.parent / "export")):
                 raise ValueError(
                     f"--resume: no whole checkpoint in {self.directory}, and to begin again would delete the "
                     "run's exports; choose another --run-dir, or delete this one"
@@ -113,9 +105,9 @@ class Checkpoints:
         stored = HuggingFaceStorageReader(str(path))
         step, names = state["step"], set(stored.read_metadata().state_dict_metadata)
         print(f"checkpoint: going on from {path}, the generator with weights of step {state['version']}")
-        if step % self.config.sync_every > 0:  # else the loop syncs first thing
+        if step % self.config.sync_every > 0:  # otherwise the next step syncs first
             self._restore_generator(stored, state["version"], names)
-        moments = any(name.startswith("adam.") for name in names)  # no step has learned anything before
+        moments = any(name.startswith("adam.") for name in names)  # none before a step has learned anything
         if moments:
             for parameter in self.policy.parameters():
                 zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
@@ -123,19 +115,19 @@ class Checkpoints:
         dcp.load(self._tensors(moments), storage_reader=stored)
         if rank() == 0:
             self.scorer.set_counts(state["counts"]["scorer"])
-        batches.load_state_dict([{**part, "step": step} for part in state["batches"]])
-        return step, self._sampled(path, batches, step, state["ahead"]), state["counts"]
+        window.load_state(step, state, read_lines(path / "rollouts.jsonl"))
+        return step, state["counts"]
 
-    def remedy(self):
-        """What to do where a run would only fail again."""
+    def remedy(self) -> str:
+        """What to do where a resumed run would only fail again."""
         exports = self.directory.parent / "export"
-        steps = from_first(lambda: numbered(exports))
+        steps = broadcast_from_first(lambda: numbered(exports))
         if not steps:
             return "there is no export to go back to (--save-every)"
         return f"begin a new run from {exports / str(steps[-1])}, with a smaller --lr or --grad-clip"
 
     def _restore_generator(self, stored, version, names):
-        """Give the generator the weights that it had, through the policy, whose own follow after."""
+        """Load the generator's weights into the policy and sync; load() then loads the policy's own."""
         if any(name.startswith("generator.") for name in names):
             dtype = self.generator.dtype
             weights = {f"generator.{name}": p for name, p in self.policy.named_parameters()}
@@ -148,7 +140,7 @@ class Checkpoints:
         self.note_sync()
 
     def _tensors(self, moments):
-        """{name: tensor}, the run's own, to be written or overwritten."""
+        """{name: tensor} of the run, to be written or overwritten."""
         tensors = {}
         for name, parameter in self.policy.named_parameters():
             tensors[f"policy.{name}"] = parameter.detach()
@@ -160,18 +152,8 @@ class Checkpoints:
                 tensors[f"reference.{name}"] = parameter.detach()
         return tensors
 
-    def _sampled(self, path, batches, step, ahead):
-        """The batches that were sampled ahead, for the prompts that this rank has now."""
-        groups = defaultdict(dict)
-        for row in read_lines(path / "rollouts.jsonl"):
-            groups[row["step"]][row["prompt_id"]] = [Rollout(**rollout) for rollout in row["rollouts"]]
-        return deque(
-            finished([(prompt, groups[number][prompt.id]) for prompt in next(batches)])
-            for number in range(step, step + ahead)
-        )
 
-
-def in_files(tensors):
+def in_files(tensors: dict[str, Tensor]) -> dict[str, int]:
     """{tensor's name: number of its file}. A file is put together in memory, so its size is limited."""
     numbers, held = {}, 0
     for name, tensor in tensors.items():
@@ -180,8 +162,8 @@ def in_files(tensors):
     return numbers
 
 
-def flush(path):
-    """Do not return before the disk has it: a file's content, or a folder's names."""
+def flush(path: Path) -> None:
+    """Wait until the disk has a file's content, or a folder's names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -189,13 +171,8 @@ def flush(path):
         os.close(handle)
 
 
-def numbered(directory):
-    """The steps that a folder has an entry of, in order."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
-
-
-def newest(directory):
-    """The newest checkpoint that is whole, or None; prints which are not."""
+def newest(directory: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None; prints those that are not."""
     for step in reversed(numbered(directory)):
         path = directory / str(step)
         try:

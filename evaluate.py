@@ -7,37 +7,23 @@
 Sampling follows the paper (section 6): N = 50 samples per prompt at temperature 0.6 and top-p 0.9.
 """
 
-import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers.hf_argparser import HfArg
 
-from data import load_prompts, split_spec
+from data import Prompt, load_prompts
+from flags import Count, Positive, Share, one_line_errors, parse_flags
 from generate import check_engine, fit_context, load_generator, request_seed
 from model import load_tokenizer
-from ranks import meet, rank
 from rewards import Scorer
-from run import (
-    Count,
-    Positive,
-    Share,
-    checkpoint_path,
-    one_line_errors,
-    parse_flags,
-    point_to_best,
-    write_json,
-    write_lines,
-)
+from run import checkpoint_path, write_json, write_lines
 
 LONGEST_RESPONSE = 2048  # the paper's limit on mathematics
-VALIDATION_SAMPLES = 4  # of each held-out prompt, where --eval-every chooses among checkpoints
 
 
 @dataclass
@@ -51,7 +37,7 @@ class Config:
     limit: Count | None = HfArg(default=None, help="Only the first so many prompts.")
     answers: str | None = HfArg(
         default=None,
-        help="File for all responses, JSON lines, which judge.py takes if --n is 1. Needs no reward model.",
+        help="File for all responses, JSON lines; the judge takes it if --n is 1. Needs no reward model.",
     )
     out: str | None = HfArg(
         default=None, help="JSON file to write. Default for a run directory: its eval/STEP.json."
@@ -70,7 +56,7 @@ class Config:
     )
 
 
-def over_runs(scores):
+def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | None]:
     """Mean, standard error and standard deviation over N runs: scores (prompts, N) -> three numbers.
 
     Run j answers every prompt with its sample j. standard_deviation: between the N runs; standard_error: of
@@ -83,7 +69,7 @@ def over_runs(scores):
     return fmean(runs), deviation / n**0.5 if n > 1 else None, deviation
 
 
-def summarize(scores):
+def summarize(scores: list[list[float]]) -> dict[str, Any]:
     """Accuracy over N samples of each problem: scores (problems, N) of 0.0 or 1.0 -> a dictionary.
 
     pass_at_n: share of problems that at least one of the N samples gets right.
@@ -102,7 +88,7 @@ def summarize(scores):
     }
 
 
-def summarize_rewards(scores, lengths):
+def summarize_rewards(scores: list[list[float]], lengths: list[list[int]]) -> dict[str, Any]:
     """Rewards of N samples of each prompt: scores and lengths (tokens), (prompts, N) each -> a dictionary.
 
     length_normalized_reward: mean reward over mean length, by which the paper chooses checkpoints (section
@@ -119,11 +105,11 @@ def summarize_rewards(scores, lengths):
     }
 
 
-def prepare(config):
-    """Everything that can be wrong with what the user gave, as ValueErrors in one line, before any work.
+def prepare(config: Config) -> tuple[str, Any, list[Prompt], Scorer | None, int, int]:
+    """Check all that the user gave before any work: ValueErrors in one line.
 
     Returns the checkpoint's path, its tokenizer, the prompts, their scorer (None for answers to requests that
-    are only written down), and fit_context()'s two numbers.
+    are only written to a file), and fit_context()'s two numbers.
     """
     check_engine(config.engine)
     for flag, file in (("--out", config.out), ("--answers", config.answers)):
@@ -134,7 +120,7 @@ def prepare(config):
     prompts = load_prompts(config.data)[: config.limit]
     tokens, max_model_len = fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE)
     if prompts[0].task == "chat" and config.answers and not config.reward_model:
-        return path, tokenizer, prompts, None, tokens, max_model_len  # only to be judged, by judge.py
+        return path, tokenizer, prompts, None, tokens, max_model_len  # for the judge alone
     scorer = Scorer([prompts[0].task], config.reward_model)
     if prompts[0].task == "math":
         scorer.usable(prompts, fate="count as wrong")  # a benchmark keeps all its problems
@@ -143,7 +129,7 @@ def prepare(config):
     return path, tokenizer, prompts, scorer, tokens, max_model_len
 
 
-def accuracy(model, data, n=50, **settings):
+def accuracy(model: str, data: str, n: int = 50, **settings) -> dict[str, Any]:
     """Sample n answers to each prompt and score them: a summary, and what it took to get it.
 
     model: a checkpoint's or a run's directory, or a Hub name. data: a spec for load_prompts; problems give
@@ -154,22 +140,24 @@ def accuracy(model, data, n=50, **settings):
     return measure(prepare(config), config)[0]
 
 
-def measure(prepared, config):
-    """The work, after its checks: the summary, and all answers as rows."""
+def measure(prepared: tuple, config: Config) -> tuple[dict[str, Any], list[dict]]:
+    """Sample and score what prepare() returned: the summary, and all answers as rows."""
     path, tokenizer, prompts, scorer, max_new_tokens, max_model_len = prepared
     n, start = config.n, time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     gpu_memory = 0.85
-    if device.type == "cuda":  # a share of all memory, of which a reward model or a trainer may hold a part
+    if (
+        device.type == "cuda"
+    ):  # the engine's share is of all memory, and a reward model or a trainer may hold some
         free, total = torch.cuda.mem_get_info()
         gpu_memory *= free / total
     with one_line_errors():
-        generator = load_generator(config.engine, path, dtype, device, max_model_len, gpu_memory)
+        generator = load_generator(config.engine, path, dtype, device, max_model_len, memory=gpu_memory)
     seeds = [request_seed(config.seed, "evaluate", prompt.id) for prompt in prompts]
     groups = generator.sample(prompts, n, config.temperature, config.top_p, max_new_tokens, seeds)
     generator.close()
-    asked = [prompt for prompt in prompts for _ in range(n)]
+    repeated = [prompt for prompt in prompts for _ in range(n)]  # one a response
     rollouts = [rollout for group in groups for rollout in group]
     responses = tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
     lengths = [len(r.response_ids) for r in rollouts]
@@ -180,7 +168,7 @@ def measure(prepared, config):
     scores, summary = [None] * len(responses), {"problems": len(prompts), "n": n}
     if scorer:
         with scorer:
-            scores = scorer.score(asked, responses)
+            scores = scorer.score(repeated, responses)
         if prompts[0].task == "math":
             summary = summarize(by_prompt(scores)) | scorer.counts()
         else:
@@ -202,82 +190,15 @@ def measure(prepared, config):
             "id": prompt.id,
             "prompt": prompt.messages[-1]["content"],
             "response": response,
-            "length": len(response),  # characters, as judge.py wants
+            "length": len(response),  # characters, as judge/ wants
             "reward": score,
         }
-        for prompt, response, score in zip(asked, responses, scores, strict=True)
+        for prompt, response, score in zip(repeated, responses, scores, strict=True)
     ]
     return summary, rows
 
 
-def publish(run, policy, tokenizer, done, held_out, config):
-    """Export a run's policy after so many steps, and measure it, where that is due and was not done yet.
-
-    held_out, config: as for validate. All ranks come here.
-    """
-    last = done == config.steps
-    measured = held_out and (done % config.eval_every == 0 or last)
-    if measured or done % config.save_every == 0 or last:
-        checkpoint = run.export(policy, tokenizer, done)
-        if measured:
-            validate(checkpoint, held_out, config)
-
-
-def validate(checkpoint, specs, config):
-    """Measure a run's checkpoint on held-out prompts, and let best/TASK name the run's best one so far.
-
-    In a process of its own, from the checkpoint: the generator of a training run holds older weights. The
-    best has the highest accuracy on problems, the highest length-normalised reward on requests. specs: of
-    data.load_held_out. config: a train script's. A measurement that fails ends the run, in one line; one that
-    exists is not repeated. Rank 0 measures; all ranks call this and wait for it.
-    """
-    if rank() == 0:
-        _validate(checkpoint, specs, config)
-    meet()
-
-
-def _validate(checkpoint, specs, config):
-    directory, step = checkpoint.parents[1], checkpoint.name
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what the trainer only keeps in reserve counts as used for others
-    tasks = [split_spec(spec)[0] for spec in specs]
-    for number, (task, spec) in enumerate(zip(tasks, specs, strict=True)):
-        flags = {
-            "model": checkpoint, "data": spec, "n": VALIDATION_SAMPLES, "engine": config.engine,
-            "dtype": config.dtype, "max-new-tokens": config.max_new_tokens.of(task),
-            "out": directory / "validation" / step / f"{task}-{number}.json",
-        }  # fmt: skip
-        if flags["out"].exists():
-            continue
-        if task == "chat":
-            flags["reward-model"] = config.reward_model
-        words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-        command = [sys.executable, __file__, *words]
-        # In a session of its own, so that Ctrl-C reaches the run alone, which stops after this measurement.
-        if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
-            sys.exit(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; it is kept")
-    for task in set(tasks):
-        point_to_best(directory, task, best_step(directory / "validation", task))
-
-
-def best_step(folder, task):
-    """The step with the best mean over a task's held-out sets; folder: a run's validation/."""
-    found = {
-        step.name: [json.loads(path.read_text()) for path in step.glob(f"{task}-*.json")]
-        for step in folder.iterdir()
-    }
-    most = max(map(len, found.values()))
-    found = {step: several for step, several in found.items() if len(several) == most}  # measured in full
-    key = {"math": "accuracy", "chat": "length_normalized_reward"}[task]
-    if task == "chat" and min(one["reward"] for several in found.values() for one in several) <= 0:
-        print(
-            "--eval-every: rewards are not all positive, and over a length they rank nothing: by reward alone"
-        )
-        key = "reward"
-    return max(found, key=lambda step: fmean(one[key] for one in found[step]))
-
-
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         prepared = prepare(config)

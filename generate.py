@@ -1,33 +1,32 @@
-"""Turn prompts into rollouts: vLLM samples, or plain transformers where vLLM does not install.
+"""Turn prompts into rollouts: vLLM samples, or plain transformers where vLLM does not install."""
 
-    python generate.py --model tiny/llama --data tiny --show 3
-
-prints prompts, their answers with rewards, and the chosen pair token by token.
-"""
-
+import gc
 import hashlib
 import importlib.util
 import logging
 import math
 import os
-import random
-import sys
 import threading
 import time
 import warnings
+from collections import defaultdict, deque
+from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
+from itertools import islice, takewhile
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
-from transformers.hf_argparser import HfArg
 
-from data import load_prompts
-from model import TINY_MODEL, load_config, load_policy, load_tokenizer, token_logps
-from ranks import rank
-from run import Count, Positive, one_line_errors, parse_flags
+from data import MixedIterator, Prompt
+from flags import Limits, TrainFlags
+from model import load_config, load_policy, load_tokenizer, token_logps
+from ranks import all_max, gather, rank
+from serve import Servers, engine_settings, in_background
+from sync import load_in_worker
 
 MOST_MASKED = 1024  # ids of a request, in vLLM 0.32's model runner for GPUs
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
@@ -38,8 +37,8 @@ class Rollout:
     """One sampled response.
 
     logps: log-prob (nats) of each response token under the weights and at the temperature that sampled it.
-    finish_reason: "stop" if the last response id is a stop token that the model sampled, "length" if it was
-    cut.
+    finish_reason: "stop" if the last response id is a stop token that the model sampled, "length" if the
+    response was cut.
     version: the step whose weights sampled it; None if no sync came before (evaluation).
     """
 
@@ -50,15 +49,23 @@ class Rollout:
     finish_reason: str
     version: int | None
 
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and the response."""
+        return self.prompt_ids + self.response_ids
 
-def request_seed(seed, step, prompt_id):
+
+Batch = list[tuple[Prompt, list[Rollout]]]  # one step's, of this rank: [(prompt, [rollout] * G)] * P
+
+
+def request_seed(seed: int, step: int | str, prompt_id: str) -> int:
     """The seed of a prompt's samples in one step of a run, whatever is sampled before it or beside it."""
     digest = hashlib.sha256(f"{seed}/{step}/{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:7], "big")  # the engine's seeds are signed 64-bit, and sample i adds i
 
 
-def encode_prompts(tokenizer, prompts):
-    """Each prompt's conversation through the chat template, once, as ids that end where a response begins."""
+def encode_prompts(tokenizer, prompts: list[Prompt]) -> list[list[int]]:
+    """Render each prompt's conversation by the chat template, as ids that end where a response begins."""
     encoded = []
     for prompt in tqdm(prompts, desc="encoding prompts", delay=3, leave=False):
         ids = tokenizer.apply_chat_template(
@@ -72,7 +79,9 @@ def encode_prompts(tokenizer, prompts):
     return encoded
 
 
-def fit_context(path, tokenizer, prompts, max_new_tokens=None, at_most=2048):
+def fit_context(
+    path: str, tokenizer, prompts: list[Prompt], max_new_tokens: int | None = None, at_most: int = 2048
+) -> tuple[int, int]:
     """Tokens for a response, and for the longest prompt with it: (max_new_tokens, max_model_len).
 
     max_new_tokens=None takes what the model's context leaves after the longest prompt, up to at_most.
@@ -93,13 +102,15 @@ def fit_context(path, tokenizer, prompts, max_new_tokens=None, at_most=2048):
     return tokens, longest + tokens
 
 
-def fit_tasks(path, tokenizer, sources, limits):
-    """The longest context that any of some lists of prompts, one task each, needs under its run.Limits."""
-    return max(fit_context(path, tokenizer, prompts, limits.of(prompts[0].task))[1] for prompts in sources)
+def fit_tasks(path: str, tokenizer, prompt_lists: Iterable[list[Prompt]], limits: Limits) -> int:
+    """The longest context that any of the lists needs, each of one task; limits: --max-new-tokens."""
+    return max(
+        fit_context(path, tokenizer, prompts, limits.of(prompts[0].task))[1] for prompts in prompt_lists
+    )
 
 
 class Busy:
-    """Seconds in which at least one of some overlapping calls, from any thread, was under way."""
+    """Seconds in which at least one of several calls, from any thread, was under way."""
 
     def __init__(self):
         self.lock, self.calls, self.started, self.ended = threading.Lock(), 0, 0.0, 0.0
@@ -115,7 +126,7 @@ class Busy:
             self.ended, self.calls = self.seconds(), self.calls - 1
             self.started = time.perf_counter()
 
-    def seconds(self):
+    def seconds(self) -> float:
         """All so far."""
         return self.ended + (time.perf_counter() - self.started if self.calls else 0.0)
 
@@ -124,17 +135,17 @@ class Generator:
     """What the loop knows of a sampler.
 
     `version` is the step whose weights it holds, which only sync() sets; None before the first sync.
-    `elsewhere`: it has processors of its own, and samples while the trainer trains. `most_masked`: so many
-    ids it can be told never to sample, on a GPU.
+    `separate`: it has processors of its own, and samples while the trainer trains; otherwise the two are
+    colocated and take turns. `most_masked`: how many ids a request can exclude from sampling, on a GPU.
     """
 
-    elsewhere, most_masked = False, math.inf
+    separate, most_masked = False, math.inf
 
-    def __init__(self, path, dtype):
+    def __init__(self, path: str, dtype: torch.dtype):
         self.path, self.dtype = path, dtype
         self.tokenizer = load_tokenizer(path)
         self.version, self.busy = None, Busy()
-        # A vocabulary is often padded to a round size. What no text can contain shall not be sampled.
+        # A vocabulary is often padded to a round size. Never sample the ids of its padding.
         self.vocabulary = load_config(path).get_text_config().vocab_size
         padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
         self.never = dict.fromkeys(sorted(padding), -100.0)  # added to their logits
@@ -142,11 +153,20 @@ class Generator:
             found = f"{len(self.never)} ids of its vocabulary are no token's; vLLM masks {self.most_masked}"
             raise ValueError(f"--model {path}: {found} at most; cut its embedding to the tokenizer's size")
 
-    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
+    def sample(
+        self,
+        prompts: list[Prompt],
+        n: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int | list[int],
+        seeds: list[int],
+        turn: int = 0,
+    ) -> list[list[Rollout]]:
         """n rollouts a prompt: list (P) of lists (n); sample i of prompt p has the seed seeds[p] + i.
 
-        max_tokens: a number for all prompts, or a list (P). turn: of calls from several threads, that of the
-        lowest comes first.
+        max_tokens: a number for all prompts, or a list (P). turn: among calls from several threads, the one
+        with the lowest turn comes first.
         """
         prompt_ids = encode_prompts(self.tokenizer, prompts)
         limits = max_tokens if isinstance(max_tokens, list) else [max_tokens] * len(prompts)
@@ -175,50 +195,25 @@ class Generator:
         """For each prompt, n triples (response_ids, logps, finish_reason)."""
         raise NotImplementedError
 
-    def score(self, ids):
-        """Log-prob (nats, temperature 1) of each id but the first, by each engine: lists of lists (T - 1)."""
+    def score(self, ids: list[int]) -> list[list[float]]:
+        """Log-prob (nats, temperature 1) of each id but the first, by each engine: (engines, T - 1)."""
         raise NotImplementedError
 
-    def load_weights(self, weights):
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
         """Take (name, tensor) pairs. Returns the names that took a value, and all the names there are."""
         raise NotImplementedError
 
-    def reset_prefix_cache(self):
+    def reset_prefix_cache(self) -> bool:
         """Forget all cached keys and values. True if that was done."""
         raise NotImplementedError
 
-    def stamp(self, step):
+    def stamp(self, step: int) -> None:
         """Name the weights that it holds: every rollout from now on carries this version."""
         self.version = step
 
-    def close(self):
+    def close(self) -> None:
         """Free the model's memory."""
         raise NotImplementedError
-
-
-def engine_settings(path, dtype, max_model_len, gpu_memory):
-    """What a vLLM engine is started with, in this process or as a server (serve.py)."""
-    settings = {
-        "model": str(path),
-        "dtype": str(dtype).removeprefix("torch."),
-        "max_model_len": max_model_len,
-        "logprobs_mode": "processed_logprobs",  # after temperature and top-p: what a token was drawn from
-        "distributed_executor_backend": "uni",  # no further process for the model
-        "use_tqdm_on_load": False,
-    }
-    if torch.cuda.is_available():
-        return {**settings, "gpu_memory_utilization": gpu_memory}
-    # A seeded request whose prompt is cut into chunks crashes on the CPU ("CPU Generator does not use
-    # offset"), so prompts go in whole. The cache holds 256 sequences of a small model; more wait their turn.
-    return {
-        **settings,
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(8192, max_model_len),
-        "kv_cache_memory_bytes": 2**30,
-        # The n samples of a prompt share it in the prefix cache, in whole blocks. The default here is 128.
-        "block_size": 32,
-    }
 
 
 class VLLMGenerator(Generator):
@@ -229,7 +224,9 @@ class VLLMGenerator(Generator):
 
     most_masked = MOST_MASKED
 
-    def __init__(self, path, dtype, max_model_len, gpu_memory, sleeps=False):
+    def __init__(
+        self, path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: float, sleeps: bool = False
+    ):
         super().__init__(path, dtype)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -264,12 +261,12 @@ class VLLMGenerator(Generator):
             for limit, seed in zip(limits, seeds, strict=True)
         ]  # fmt: skip
         requests = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        # vLLM divides by the seconds that a bar has run, which are 0 of one that ranks.mute() disabled.
+        # vLLM divides by the seconds that the bar has run, which are 0 if ranks.mute() disabled it.
         bar = partial(tqdm, delay=3, leave=False) if rank() == 0 else False
         outputs = self.llm.generate(requests, params, use_tqdm=bar)
         if self.sleeps:
-            # Level 1 keeps the weights, in host memory. Level 2 drops them, and an engine that sampled
-            # without a sync since would write nonsense, without an error.
+            # Level 1 keeps the weights, in host memory. Level 2 drops them: an engine that samples before the
+            # next sync would then write nonsense, without an error.
             self.llm.sleep(level=1)
             self.asleep = True
         return [
@@ -284,15 +281,16 @@ class VLLMGenerator(Generator):
         return [[output.prompt_logprobs[t][ids[t]].logprob for t in range(1, len(ids))]]
 
     def load_weights(self, weights):
-        self._wake()  # a sleeping engine would put back on waking what it went to sleep with
+        self._wake()  # on waking, a sleeping engine would restore the weights that it went to sleep with
         return self.llm.collective_rpc(load_in_worker, args=(weights, None))[0]
 
     def reset_prefix_cache(self):
         return self.llm.reset_prefix_cache()
 
     def close(self):
-        self.llm.llm_engine.engine_core.shutdown()  # ends torch.distributed's default group, too, if in here
+        self.llm.llm_engine.engine_core.shutdown()  # in this process it ends torch.distributed's group, too
         del self.llm
+        gc.collect()  # the engine is a reference cycle: its cache of 1 GB would outlive it
 
 
 def _sampled_logps(output):
@@ -300,47 +298,42 @@ def _sampled_logps(output):
     return [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
 
 
-def load_in_worker(worker, weights, folder):
-    """Reload the engine's weights, from pairs or from a folder; runs where the model is.
+class ServedGenerator(Generator):
+    """vLLM servers, on devices or machines of their own."""
 
-    Returns the names of the engine's own (fused) weights that took a value, and all there are.
-    """
-    model = worker.model_runner.get_model()
-    expected = {name for name, _ in model.named_parameters()}
-    loaded = set()
-    load_weights = model.load_weights
+    separate, most_masked = True, MOST_MASKED
 
-    def recording(pairs):
-        names = load_weights(pairs)
-        loaded.update(names)
-        return names
+    def __init__(
+        self, path: str, dtype: torch.dtype, max_model_len: int, devices: list[str], urls: list[str]
+    ):
+        super().__init__(path, dtype)
+        self.servers = Servers(path, dtype, max_model_len, devices, urls)
 
-    # reload_weights only warns of a weight that got no value; the proof must know.
-    model.load_weights = recording
-    worker.reload_weights(weights_iterator=weights, weights_path=folder)
-    del model.load_weights
-    repack_tied_head(model)
-    return loaded, expected
+    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
+        sampling = {"n": n, "temperature": temperature, "top_p": top_p, "logit_bias": self.never or None}
+        return self.servers.complete(prompt_ids, sampling, limits, seeds, turn, self.version)
 
+    def score(self, ids):
+        return self.servers.score(ids)
 
-def repack_tied_head(model):
-    """On the CPU, let an output head that is tied to the embedding see the new weights.
+    def load_weights(self, weights):
+        return self.servers.load_weights(weights)
 
-    vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload brings new values to the
-    embedding's tensor, but a tied head is not a weight of its own, so its packed copy stays at the old ones.
-    Nothing reports it.
-    """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    def reset_prefix_cache(self):
+        return self.servers.reset_prefix_cache()
 
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
+    def stamp(self, step):
+        super().stamp(step)
+        self.servers.name_weights(step)
+
+    def close(self):
+        self.servers.close()
 
 
 class TransformersGenerator(Generator):
     """Sampling by hand with a transformers model: slow, and short enough to be checked by eye."""
 
-    def __init__(self, path, dtype, device):
+    def __init__(self, path: str, dtype: torch.dtype, device: torch.device):
         super().__init__(path, dtype)
         print(f"generate: transformers on {device} (slow; --engine vllm where it installs)")
         self.model = load_policy(path, device).to(dtype).eval()
@@ -399,8 +392,8 @@ class TransformersGenerator(Generator):
         del self.model
 
 
-def keep_top_p(logits, top_p):
-    """Set to -inf all but the smallest set of tokens whose probability reaches top_p: (n, V) -> (n, V)."""
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Set all but the smallest set of tokens whose probability reaches top_p to -inf: (n, V) -> (n, V)."""
     if top_p >= 1:
         return logits
     ordered, order = logits.sort(-1, descending=True)
@@ -409,56 +402,9 @@ def keep_top_p(logits, top_p):
     return logits.masked_fill((before >= top_p).scatter(-1, order, before >= top_p), -torch.inf)
 
 
-def in_background(function, *arguments):
-    """A future of function(*arguments), which runs in a thread that cannot keep the program from ending."""
-    future = Future()
-
-    def run():
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:  # for whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def finished(result):
-    """A future that has this result."""
-    future = Future()
-    future.set_result(result)
-    return future
-
-
-def sample_ahead(generator, batches, steps, config):
-    """Sample the batches of several steps. Returns a future a step: [(prompt, [rollout] * G)] * P.
-
-    A generator with processors of its own is given each step at once and goes on while the trainer trains.
-    Any other samples all in one call, here and now: larger batches, and one long tail instead of several.
-    Each prompt of a step has a seed of its own, so the tokens are the same however many steps go together.
-    """
-
-    def sample(asked, turn=0):
-        groups = generator.sample(
-            [prompt for _, prompt in asked],
-            n=config.samples_per_prompt,
-            temperature=config.temperature,
-            top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
-            max_tokens=[config.max_new_tokens.of(prompt.task) for _, prompt in asked],
-            seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in asked],
-            turn=turn,
-        )
-        return [(prompt, group) for (_, prompt), group in zip(asked, groups, strict=True)]
-
-    asked = [[(step, prompt) for prompt in next(batches)] for step in steps]
-    if generator.elsewhere:
-        turns = zip(steps, asked, strict=True)
-        return [in_background(sample, batch, step) for step, batch in turns]
-    sampled = iter(sample([pair for batch in asked for pair in batch]))
-    return [finished([next(sampled) for _ in batch]) for batch in asked]
-
-
-def check_engine(engine, sleeps=False, devices=(), urls=()):
+def check_engine(
+    engine: str, sleeps: bool = False, devices: list[str] | tuple = (), urls: list[str] | tuple = ()
+) -> None:
     """ValueError in one line if the flags of a script name no generator that can be had here."""
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--engine vllm: vLLM is not installed here; use --engine transformers")
@@ -481,9 +427,18 @@ def check_engine(engine, sleeps=False, devices=(), urls=()):
 
 
 def load_generator(
-    engine, path, dtype, device, max_model_len, memory=0.4, sleeps=False, devices=(), urls=()
-):  # fmt: skip
-    """The generator that the flags name; dtype is a torch dtype.
+    engine: str,
+    path: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    *,
+    memory: float = 0.4,
+    sleeps: bool = False,
+    devices: list[str] | tuple = (),
+    urls: list[str] | tuple = (),
+) -> Generator:
+    """The generator that the flags name.
 
     memory: share of the GPU that an engine in this process may take. sleeps: as for VLLMGenerator.
     devices, urls: where vLLM servers are started, or run already (serve.py).
@@ -493,72 +448,87 @@ def load_generator(
     context = load_config(path).get_text_config().max_position_embeddings
     max_model_len = min(max(max_model_len, LEAST_MODEL_LEN), context)
     if devices or urls:
-        from serve import ServedGenerator  # here, because serve.py imports this file
-
-        return ServedGenerator(path, dtype, max_model_len, devices, urls)
+        return ServedGenerator(path, dtype, max_model_len, list(devices), list(urls))
     return VLLMGenerator(path, dtype, max_model_len, memory, sleeps)
 
 
-@dataclass
-class Config:
-    model: str = HfArg(default=TINY_MODEL, help="A Hugging Face checkpoint: a folder, or a name on the Hub.")
-    data: str = HfArg(default="tiny", help="Prompts of one task, as for the train scripts.")
-    reward_model: str | None = HfArg(default=None, help="A checkpoint that scores chat.")
-    show: Count = HfArg(default=3, help="So many prompts.")
-    samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
-    max_new_tokens: Count | None = HfArg(default=None, help="Default: what the context leaves, at most 2048.")
-    temperature: Positive = HfArg(default=1.0, help="Sampling temperature.")
-    seed: int = HfArg(default=0, help="Seed of the samples.")
-    engine: Literal["vllm", "transformers"] = HfArg(default="vllm", help="As in the train scripts.")
+class Window:
+    """The batches of the coming steps, sampled ahead: until the next sync the generator is frozen.
 
-
-def show_tokens(tokenizer, rollout):
-    """One rollout as training sees it: the prompt (mask 0), dimmed, then each response token (mask 1).
-
-    Behind each token stands the probability, in percent, that it was sampled with.
+    A colocated generator samples them all in one call, when the first is taken: larger batches, and one long
+    tail instead of several. A separate one is given each step as soon as it may sample it, and goes on while
+    the trainer trains. Every prompt of a step has a seed of its own, so the tokens are the same however many
+    steps are sampled together.
     """
-    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
-    prompt = tokenizer.decode(rollout.prompt_ids)
-    tokens = [tokenizer.decode([i]).replace("\n", "\\n") for i in rollout.response_ids]
-    shares = [
-        f"{token}{dim}⟨{100 * math.exp(logp):.0f}⟩{plain}"
-        for token, logp in zip(tokens, rollout.logps, strict=True)
-    ]
-    return f"{dim}{prompt}{plain}{''.join(shares)}"
+
+    def __init__(self, generator: Generator, batches: MixedIterator, config: TrainFlags):
+        self.generator, self.batches, self.config = generator, batches, config
+        self.sampled: deque[Future] = deque()  # of the coming steps, never past the next sync
+
+    def take(self, step: int) -> Batch:
+        """This rank's batch of a step: [(prompt, [rollout] * G)] * P."""
+        config = self.config
+        if not self.sampled or self.generator.separate:
+            until_sync = config.sync_every - step % config.sync_every
+            end = step + int(min(config.ahead, until_sync, config.steps - step))
+            self._sample(range(step + len(self.sampled), end))
+        batch = self.sampled.popleft().result()
+        (version,) = {rollout.version for _, group in batch for rollout in group}
+        assert step - version < config.sync_every, (
+            f"step {step}: responses of weights {step - version} steps old"
+        )
+        return batch
+
+    def _sample(self, steps):
+        """Append a future for each step's batch."""
+        drawn = [[(step, prompt) for prompt in next(self.batches)] for step in steps]
+        if self.generator.separate:
+            turns = zip(steps, drawn, strict=True)
+            self.sampled.extend(in_background(self._sample_now, requests, step) for step, requests in turns)
+        elif drawn:
+            sampled = iter(self._sample_now([request for requests in drawn for request in requests]))
+            self.sampled.extend(finished([next(sampled) for _ in requests]) for requests in drawn)
+
+    def _sample_now(self, requests, turn=0):
+        """[(step, prompt)] -> [(prompt, [rollout] * G)]"""
+        config = self.config
+        groups = self.generator.sample(
+            [prompt for _, prompt in requests],
+            n=config.samples_per_prompt,
+            temperature=config.temperature,
+            top_p=1.0,  # a truncated distribution would not be the one whose log-probs we train on
+            max_tokens=[config.max_new_tokens.of(prompt.task) for _, prompt in requests],
+            seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in requests],
+            turn=turn,
+        )
+        return [(prompt, group) for (_, prompt), group in zip(requests, groups, strict=True)]
+
+    def state(self, step: int) -> tuple[dict[str, Any], list[dict]]:
+        """For a checkpoint before `step`: what was drawn, and on rank 0 the groups sampled ahead, as rows."""
+        # What a separate generator has not finished, on every rank, is sampled again with the same seeds.
+        done = -int(all_max([-len(list(takewhile(Future.done, self.sampled)))]))
+        ahead = [future.result() for future in islice(self.sampled, done)]
+        rows = gather(
+            {"step": step + i, "prompt_id": prompt.id, "rollouts": [asdict(rollout) for rollout in group]}
+            for i, batch in enumerate(ahead)
+            for prompt, group in batch
+        )
+        return {"ahead": done, "batches": self.batches.state_dict()}, rows
+
+    def load_state(self, step: int, state: dict[str, Any], rows: list[dict]) -> None:
+        """Go on with `step` from what state() returned; the ranks may be more or fewer than they were."""
+        self.batches.load_state_dict([{**part, "step": step} for part in state["batches"]])
+        groups = defaultdict(dict)
+        for row in rows:
+            groups[row["step"]][row["prompt_id"]] = [Rollout(**rollout) for rollout in row["rollouts"]]
+        self.sampled = deque(
+            finished([(prompt, groups[number][prompt.id]) for prompt in next(self.batches)])
+            for number in range(step, step + state["ahead"])
+        )
 
 
-def main(args=None):
-    from rewards import Scorer
-    from train_dpo import pick_pairs  # imported here because train_dpo imports this file
-
-    config = parse_flags(Config, args)
-    with one_line_errors():
-        check_engine(config.engine)
-        tokenizer = load_tokenizer(config.model)
-        prompts = load_prompts(config.data)[: config.show]
-        max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        scorer = Scorer([prompts[0].task], config.reward_model, device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    generator = load_generator(config.engine, config.model, dtype, device, max_model_len)
-    seeds = [request_seed(config.seed, 0, prompt.id) for prompt in prompts]
-    groups = generator.sample(
-        prompts, config.samples_per_prompt, config.temperature, 1.0, max_new_tokens, seeds
-    )
-    generator.close()
-    with scorer:
-        for prompt, group in zip(prompts, groups, strict=True):
-            texts = [tokenizer.decode(r.response_ids, skip_special_tokens=True) for r in group]
-            rewards = scorer.score([prompt] * len(texts), texts)
-            answer = f", answer {prompt.answer}" if prompt.answer else ""
-            print(f"\n=== prompt {prompt.id}{answer}\n{prompt.messages[-1]['content']}\n")
-            for text, reward, rollout in zip(texts, rewards, group, strict=True):
-                print(f"[{reward:.3g}] {text}" + (" [cut]" if rollout.finish_reason == "length" else ""))
-            how = "bestworst" if prompt.task == "chat" else "random"
-            for _, chosen, rejected in pick_pairs([rewards], how, random.Random(config.seed)):
-                print(f"\nchosen:   {show_tokens(tokenizer, group[chosen])}")
-                print(f"rejected: {show_tokens(tokenizer, group[rejected])}")
-
-
-if __name__ == "__main__":
-    main()
+def finished(result: Any) -> Future:
+    """A future that has this result."""
+    future = Future()
+    future.set_result(result)
+    return future

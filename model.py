@@ -1,30 +1,30 @@
-"""The policy: a Hugging Face causal language model, with the log-probability of each token it is shown."""
+"""The policy, a Hugging Face causal language model: load, shard, and compute per-token log-probs."""
 
 import ctypes
 import math
-import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import MethodType
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from flags import TrainFlags
 from ranks import world_size
 
-# The head's logits are made for this many (token, vocabulary entry) pairs at a time: 2**26 floats are 256 MB.
-# At the peak, in backward with entropies, five tensors of that size are held (results/memory).
+# The head's logits are computed for this many (token, vocabulary entry) pairs at a time: 2**26 floats are 256
+# MB. At the peak, in backward with entropies, five tensors of that size are held (results/memory).
 LOGITS_AT_ONCE = 2**26
 
-TINY_MODEL = os.path.relpath(Path(__file__).parent / "tiny" / "llama")  # from wherever a script is started
 
-
-def load_config(path):
+def load_config(path: str) -> PreTrainedConfig:
     """The checkpoint's configuration. ValueError in one line if there is no usable model at `path`."""
     folder = Path(path)
     for needed in ("config.json", "tokenizer_config.json", "*.safetensors"):
@@ -44,18 +44,18 @@ def load_config(path):
     return config
 
 
-def head_dim(text):
-    """The size of an attention head, of a text model's config."""
+def head_dim(text: PreTrainedConfig) -> int:
+    """The size of an attention head, from a text model's config."""
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
-def meta_model(config, dtype=None):
-    """The model of a transformers config, without numbers."""
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a transformers config on torch's meta device: shapes without numbers."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def load_tokenizer(path):
+def load_tokenizer(path: str):
     """The checkpoint's tokenizer. ValueError in one line if it cannot format a conversation."""
     load_config(path)  # says what is wrong with the path, if anything is
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -64,8 +64,8 @@ def load_tokenizer(path):
     return tokenizer
 
 
-def load_policy(path, device="cpu", attention="sdpa"):
-    """The model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
+def load_policy(path: str, device: torch.device | str = "cpu", attention: str = "sdpa") -> PreTrainedModel:
+    """Load a model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
 
     It stays in eval mode: with dropout it would not be the model that the generator samples from.
     attention: transformers' name for the kernel; with "flash_attention_2" token_logps computes no padding.
@@ -76,11 +76,19 @@ def load_policy(path, device="cpu", attention="sdpa"):
     return model.to(device).eval()
 
 
-def keep_freed_memory():
-    """Let glibc keep what tensors leave for the next ones, where it would hand large pieces back to Linux.
+def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True) -> PreTrainedModel:
+    """Load --model, frozen if not `trained`, and shard it: a rank never holds two whole models."""
+    model = load_policy(config.model, attention=config.attention).requires_grad_(trained)
+    if trained and config.activation_checkpointing:
+        checkpoint_activations(model)
+    return shard(model, device, getattr(torch, config.dtype))
 
-    Getting these again, page by page and zeroed, took a quarter of a training step (results/train_flops).
-    torch has an allocator of its own for GPUs alone.
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors, where it would hand large pieces back to Linux.
+
+    Getting such pieces again, page by page and zeroed, took a quarter of a training step
+    (results/train_flops). torch has its own allocator only for GPUs.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -88,7 +96,7 @@ def keep_freed_memory():
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing at the heap's end goes back
 
 
-def check_attention(attention, dtype):
+def check_attention(attention: str, dtype: str) -> None:
     """ValueError in one line if --attention cannot be had here."""
     if attention != "flash_attention_2":
         return
@@ -98,16 +106,18 @@ def check_attention(attention, dtype):
         raise ValueError("--attention flash_attention_2: needs the package flash-attn, which is not here")
 
 
-def blocks_of(model):
-    """The layers of a transformer: what is sharded, or computed again, one at a time."""
-    wanted = set(model._no_split_modules)  # names of classes; a sharded block is of a class made from its own
+def blocks_of(model) -> list[torch.nn.Module]:
+    """The layers of a transformer: the units of sharding and of activation checkpointing."""
+    wanted = set(
+        model._no_split_modules
+    )  # names of classes; fully_shard() makes a subclass of a block's class
     return [m for m in model.modules() if wanted & {kind.__name__ for kind in type(m).__mro__}]
 
 
-def checkpoint_activations(model):
-    """Let every block keep only its input for backward, and compute the rest again there (Chen et al. 2016).
+def checkpoint_activations(model) -> None:
+    """Let every block keep only its input for backward, and recompute the rest there (Chen et al. 2016).
 
-    Costs a quarter more arithmetic: one more forward beside the first, a backward that costs two, and the
+    Costs a quarter more arithmetic: one more forward, beside the first, a backward that costs two, and the
     reference's. (Transformers' own gradient_checkpointing_enable() works in training mode only, and this
     policy stays in eval mode.)
     """
@@ -115,23 +125,24 @@ def checkpoint_activations(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def shard(model, device, dtype):
-    """Move a model to `device`; where there are several ranks, spread it over them (FSDP2).
+def shard(model, device: torch.device, dtype: torch.dtype):
+    """Move a model to `device`; with several ranks, shard it over them (FSDP2).
 
     Each rank then keeps a part of every weight, of its gradient and of its optimizer state. A block's weights
     are gathered for its forward and for its backward, in `dtype`, and dropped after each. Gradients are
     summed over the ranks, not averaged: a loss is divided by what the whole step holds.
 
-    In bfloat16 all that passes between the blocks is bfloat16 then, as in the generator; on one rank, under
-    autocast, it is float32. So several ranks compute exactly what one does in float32 alone.
+    In bfloat16 the residual stream is bfloat16 then, as in the generator; on one rank, under autocast, it is
+    float32. So several ranks match one exactly in float32 only.
     """
     if world_size() == 1:
         return model.to(device)
     mesh = init_device_mesh(device.type, (world_size(),))
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in [*blocks_of(model), model]:
-        # fully_shard moves the weights to the device, too. By default those outside the blocks would stay
-        # gathered after a forward, and parameters() would return these copies, which no sync may touch.
+        # fully_shard moves the weights to the device, too. By default the weights outside the blocks would
+        # stay gathered after a forward, and parameters() would return these copies, which a sync must not
+        # touch.
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
@@ -140,36 +151,36 @@ def shard(model, device, dtype):
     return model
 
 
-def whole(tensor):
-    """A sharded tensor gathered from all ranks, which must all come here; any other as it is."""
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all ranks, a collective; any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def full_weights(policy, dtype=torch.float32):
+def full_weights(policy, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, whole tensor) for every parameter, one at a time, so that a second model never exists.
 
     A tied output head is not listed twice: it is the embedding. A sharded tensor is cast before it is
-    gathered, which halves what travels in bfloat16. To gather is a collective: all ranks walk this in step.
+    gathered, which halves the traffic in bfloat16. Gathering is a collective: all ranks iterate in step.
     """
     for name, parameter in policy.named_parameters():
         yield name, whole(parameter.detach().to(dtype))
 
 
-def clip_gradients(model, max_norm):
+def clip_gradients(model, max_norm: float) -> float:
     """Scale all gradients to a norm of at most `max_norm`. Returns the norm before, finite or not."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return whole(norm).item()
 
 
 @torch.no_grad()
-def copy_weights(source, target):
+def copy_weights(source, target) -> None:
     """Overwrite the target's weights by the source's, in place."""
     for from_source, into_target in zip(source.parameters(), target.parameters(), strict=True):
         into_target.copy_(from_source)
 
 
 def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entropy_grad=True):
-    """(N, D), (N,) -> (N,), (N,): log-prob of each target, entropy of the distribution that it is from."""
+    """(N, D), (N,) -> (N,), (N,): log-prob of each target, entropy of the distribution that it comes from."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature  # (N, V)
     all_logps = logits.log_softmax(-1)  # (N, V)
     logps = all_logps.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
@@ -179,7 +190,14 @@ def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entrop
         return logps, -(all_logps.exp() * all_logps).sum(-1)
 
 
-def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entropy=False, entropy_grad=True):
+def token_logps(
+    model,
+    input_ids: Tensor,
+    response_mask: Tensor | None = None,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    entropy_grad: bool = True,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Log-prob of every response token under `model`, in nats.
 
     input_ids (B, T): prompt + response, right-padded. response_mask (B, T): 1 on response tokens; None means
@@ -188,13 +206,12 @@ def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entr
     Returns logps (B, T); with_entropy=True returns (logps, entropies), both (B, T); entropy_grad=False saves
     the work of entropies that only a metric wants. Entry [b, t] belongs to token input_ids[b, t], given the
     tokens before it; it is 0 where the mask is 0, and in column 0, which nothing predicts.
-    This is the one place in the project where predictions and tokens are shifted by one against each other.
+    The project shifts predictions and tokens by one against each other here and nowhere else.
 
-    Padding needs no attention mask: attention is causal, so what stands to the right of a token cannot reach
-    it.
-    The prompt's logits are never made, and the response's are made a chunk at a time and again in backward,
-    so peak memory does not grow with T x V.
-    Of a sharded model it is a collective: all ranks call it, in the same order.
+    Padding needs no attention mask: attention is causal, so no token sees what stands to its right. The
+    prompt's logits are never computed, and the response's a chunk at a time and again in backward, so peak
+    memory does not grow with T x V. With a sharded model it is a collective: all ranks call it, in the same
+    order.
     """
     if hasattr(model, "sharded_token_logps"):
         # Decoder and head are called by hand below, so FSDP's hooks on forward() would not run.
@@ -202,16 +219,32 @@ def token_logps(model, input_ids, response_mask=None, temperature=1.0, with_entr
     return _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad)
 
 
-def packs(model):
-    """Whether rows are put one behind the other, without padding, for an attention that keeps them apart."""
+# --- How rows are laid out for the decoder: padded, packed, or with shared prompts ---
+
+
+def hidden_states(model, input_ids: Tensor, response_mask: Tensor) -> Tensor:
+    """The decoder's last hidden states, (B, T, D), by the cheapest layout of the rows that the model allows.
+
+    Whatever the layout, every token sees its own row's earlier tokens and nothing else.
+    """
+    if packs(model):
+        return packed_hidden(model.get_decoder(), input_ids, response_mask)
+    hidden = shared_hidden(model, input_ids, response_mask)
+    if hidden is None:
+        hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+def packs(model) -> bool:
+    """Whether rows go one behind the other, without padding, to an attention kernel that keeps them apart."""
     return model.config._attn_implementation == "flash_attention_2" and attends_only(model)
 
 
-def packed_hidden(decoder, input_ids, response_mask):
-    """The decoder's last hidden states, (B, T, D), computed for no token behind a row's last response token.
+def packed_hidden(decoder, input_ids: Tensor, response_mask: Tensor) -> Tensor:
+    """The decoder's last hidden states, (B, T, D), not computed behind a row's last response token.
 
-    All rows go as one of N tokens whose positions start again at 0 at each: transformers tells flash
-    attention by these where one ends, and so no token sees another row's.
+    All rows become one of N tokens whose positions start again at 0 for each row: from these transformers
+    tells flash attention where a row ends, so no token sees another row's.
     """
     B, T = input_ids.shape
     places = torch.arange(T, device=input_ids.device).expand(B, T)
@@ -222,25 +255,24 @@ def packed_hidden(decoder, input_ids, response_mask):
     return hidden.new_zeros(B, T, hidden.shape[-1]).index_put((real,), hidden[0])
 
 
-def attends_only(model):
-    """Whether a model's layers mix tokens by attention alone, which can be told what a token may see.
+def attends_only(model) -> bool:
+    """Whether a model's layers mix tokens by attention alone, whose mask says what a token may see.
 
-    Layers that walk along a row (Mamba's, linear attention, convolutions) would walk from one response into
-    the next.
+    Recurrent layers (Mamba's, linear attention, convolutions) would carry one response into the next.
     """
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
     return not model._is_stateful and set(kinds) <= {"full_attention", "sliding_attention"}
 
 
-def sharing_pays(model, rows, shared, longest):
+def sharing_pays(model, rows: tuple[int, float], shared: int, longest: int) -> bool:
     """Whether `shared` tokens, in rows of `longest`, cost less than `rows` = (B, T) do, padding included.
 
-    A token of a shared row is compared with all of that row, because no fast kernel knows its mask; any other
-    with the half of its row that comes before it. Costs are multiply-adds, in the blocks.
+    A token of a shared row is compared with all of that row, because no fast kernel knows its mask; a token
+    of an ordinary row with the half of the row that comes before it. Costs are multiply-adds, in the blocks.
     """
     text = model.config.get_text_config()
     if packs(model):
-        return False  # it shares nothing
+        return False  # packed rows share nothing
     if not attends_only(model) or (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
         return False  # other layers do not know of the mask, nor the mask of a window
     width = text.num_hidden_layers * text.num_attention_heads * head_dim(text)
@@ -249,12 +281,12 @@ def sharing_pays(model, rows, shared, longest):
     return shared * (weights + 2 * width * longest) < B * T * (weights + width * T)
 
 
-def shared_hidden(model, input_ids, response_mask):
-    """The decoder's last hidden states, (B, T, D), with a prompt computed once for neighbours that begin so.
+def shared_hidden(model, input_ids: Tensor, response_mask: Tensor) -> Tensor | None:
+    """The decoder's last hidden states, (B, T, D), with the prompt of neighbouring rows computed once.
 
-    Such rows become one: the prompt, then their responses one behind the other, each token at the position
-    that it had. A mask lets it see what it saw, its prompt and its own response. None where no prompt repeats
-    or nothing is saved.
+    Rows with the same prompt become one: the prompt, then their responses one behind the other, each token at
+    the position that it had. A mask lets it see what it saw, its prompt and its own response. None if no
+    prompt repeats or nothing is saved.
     """
     B, T = input_ids.shape
     places = torch.arange(T, device=input_ids.device).expand(B, T)
@@ -291,10 +323,7 @@ def shared_hidden(model, input_ids, response_mask):
 def _token_logps(model, input_ids, response_mask, temperature, with_entropy, entropy_grad):
     if response_mask is None:
         response_mask = torch.ones_like(input_ids)
-    if packs(model):
-        hidden = packed_hidden(model.get_decoder(), input_ids, response_mask)
-    elif (hidden := shared_hidden(model, input_ids, response_mask)) is None:
-        hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
+    hidden = hidden_states(model, input_ids, response_mask)  # (B, T, D)
     wanted = response_mask.bool().clone()  # (B, T)
     wanted[:, 0] = False
     predictors, targets = hidden[:, :-1][wanted[:, 1:]], input_ids[wanted]  # (N, D), (N,)
@@ -313,11 +342,3 @@ def _token_logps(model, input_ids, response_mask, temperature, with_entropy, ent
         empty.masked_scatter(wanted, torch.cat(column)) for column in zip(*pieces, strict=True)
     )
     return (logps, entropies) if with_entropy else logps
-
-
-if __name__ == "__main__":  # python model.py plan ...
-    import plan
-
-    if sys.argv[1:2] != ["plan"]:
-        sys.exit("model.py: `python model.py plan --help` tells what a run of a model would take")
-    plan.main(sys.argv[2:])

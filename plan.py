@@ -7,7 +7,7 @@
 The model is made on torch's meta device, which has shapes and no numbers. What a forward keeps for backward
 is counted there, by asking autograd; the rest is the arithmetic written out below. What a machine really
 reaches (--mfu, --bandwidth-share) are assumptions: measure yours (the metrics train_s and generate_s).
-`python model.py plan` is the same. --generators are devices that only generate, the train scripts'
+--generators are devices that only generate, the train scripts'
 --generator-devices or servers behind --generator-url.
 """
 
@@ -17,16 +17,8 @@ from typing import Literal
 import torch
 from transformers.hf_argparser import HfArg
 
-from model import (
-    LOGITS_AT_ONCE,
-    TINY_MODEL,
-    blocks_of,
-    checkpoint_activations,
-    head_dim,
-    load_config,
-    meta_model,
-)
-from run import Count, Every, Positive, Share, one_line_errors, parse_flags
+from flags import TINY_MODEL, Count, Every, Positive, Share, one_line_errors, parse_flags
+from model import LOGITS_AT_ONCE, blocks_of, checkpoint_activations, head_dim, load_config, meta_model
 
 GB = 1e9
 COPIES_OF_LOGITS = 5  # float32 tensors as large as a chunk of logits, at the peak of its backward (model.py)
@@ -57,7 +49,7 @@ class Config:
     engine_share: Share = HfArg(default=0.4, help="Share of a rank's device that its own engine takes.")
 
 
-def saved_for_backward(model, tokens):
+def saved_for_backward(model, tokens: int) -> int:
     """Bytes that a forward of token_logps over so many tokens keeps for backward, weights not counted.
 
     In rows of two tokens: on this device attention keeps a T x T matrix a row, which the kernels used in
@@ -81,7 +73,7 @@ def saved_for_backward(model, tokens):
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def count(model):
+def count(model) -> dict[str, int]:
     """Numbers of weights: {"all", "blocks", "a block", "head"}; a tied head is the embedding."""
     blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
     return {
@@ -92,7 +84,7 @@ def count(model):
     }
 
 
-def memory(config, model, weights):
+def memory(config: Config, model, weights: dict[str, int]) -> dict[str, float]:
     """Bytes on each training rank, {what: bytes}, at the peak: in backward of a step's last micro-batch."""
     size = getattr(torch, config.dtype).itemsize
     share = weights["all"] / config.ranks
@@ -115,7 +107,7 @@ def memory(config, model, weights):
     return held
 
 
-def forward_flops(model, weights, rows, prompt, response):
+def forward_flops(model, weights: dict[str, int], rows: float, prompt: float, response: float) -> float:
     """Floating-point operations of a forward over rows of prompt + response tokens, two a multiply-add."""
     text = model.config.get_text_config()
     width, tokens = text.num_attention_heads * head_dim(text), prompt + response
@@ -123,7 +115,7 @@ def forward_flops(model, weights, rows, prompt, response):
     return rows * (2 * weights["blocks"] * tokens + 2 * weights["head"] * response + attention)
 
 
-def step_costs(config, model, weights):
+def step_costs(config: Config, model, weights: dict[str, int]) -> dict[str, float]:
     """What a step does: sequences trained, FLOPs, bytes that a sync moves, and seconds a phase."""
     text = model.config.get_text_config()
     P, G, size = config.prompts_per_step, config.samples_per_prompt, getattr(torch, config.dtype).itemsize
@@ -162,7 +154,7 @@ def step_costs(config, model, weights):
     }
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         if config.generators < 0:

