@@ -207,11 +207,11 @@ def main(args: list[str] | None = None) -> None:
     for step in run.steps():
         watch, sync_gap = metrics.Stopwatch(generator.busy), None
 
-        # --- Sync: the dial ---
+        # --- Sync: the dial. It copies the policy into the generator, and proves that the copy arrived ---
         with watch("sync_s"):
             if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
-                sync_gap = all_max([sync(policy, generator, step)])
-                run.note_sync()
+                sync_gap = all_max([sync(policy, generator, step)])  # nats a token, on a fixed text
+                run.note_sync()  # a checkpoint needs to know what the generator holds
             if step % config.sync_ref_every == 0:
                 copy_weights(policy, reference)
 

@@ -96,7 +96,7 @@ def test_rollouts_do_not_depend_on_how_far_ahead_they_are_sampled(trained, scrip
 
 @both_scripts
 def test_another_seed_is_another_run(trained, script, tmp_path):
-    """A seed that is not used. Break: 0 for config.seed, in PromptIterator and in sample_ahead."""
+    """A seed that is not used. Break: 0 for config.seed, in PromptIterator and in Window."""
     _, metrics = trained(script, "--sync-every", "3")
     other = train(script, tmp_path / "run", "--sync-every", "3", "--seed", "1", "--steps", "2")
     assert [row["reward"] for row in other] != [row["reward"] for row in metrics[:2]]

@@ -6,7 +6,16 @@ import importlib
 import pytest
 
 NAMES = [
-    *("data", "evaluate", "grader.grade", "judge", "tiny.chat", "tiny.preferences", "tiny.smollm2"),
+    *(
+        "batch",
+        "data",
+        "evaluate",
+        "grader.grade",
+        "judge.winrates",
+        "tiny.chat",
+        "tiny.preferences",
+        "tiny.smollm2",
+    ),
     *("train_dpo", "train_grpo", "bench.train_flops", "bench.trl_step"),
 ]
 

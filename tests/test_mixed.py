@@ -11,13 +11,16 @@ import torch
 from conftest import Grader
 
 import evaluate
+import life
+import metrics
 import train_dpo
 import train_grpo
 from data import Prompt
+from flags import Limits, parse_flags
 from generate import Rollout, TransformersGenerator, encode_prompts
 from model import token_logps
 from rewards import Scorer
-from run import Limits, parse_flags, point_to_best, read_metrics
+from run import point_to_best, read_metrics
 
 # What is answered: problems are right where it says yes, requests are scored by their length.
 SCRIPT = {
@@ -82,7 +85,7 @@ def run(doubles, monkeypatch, checkpoints, tmp_path):
     def call(script, *flags):
         engines = []
 
-        def load_generator(engine, path, dtype, device, *rest):
+        def load_generator(engine, path, dtype, device, *rest, **settings):
             engines.append(Scripted(path, dtype, device))
             return engines[0]
 
@@ -98,11 +101,12 @@ def run(doubles, monkeypatch, checkpoints, tmp_path):
             "--reward-model",
             "rm",
         ]
-        given += ["--max-new-tokens", "math=20,chat=10", "--engine", "transformers", *flags]
+        given += ["--data", "math=tiny", "chat=tiny", "--max-new-tokens", "math=20,chat=10"]
+        given += ["--engine", "transformers", *flags]
         script.main([*given, "--model", checkpoints["llama"], "--run-dir", str(tmp_path / "run")])
         rows = (tmp_path / "run" / "rollouts" / "0.jsonl").read_text().splitlines()
-        (metrics,) = read_metrics(tmp_path / "run")
-        return metrics, getattr(engines[0], "limits", None), [json.loads(row) for row in rows]
+        (logged,) = read_metrics(tmp_path / "run")
+        return logged, getattr(engines[0], "limits", None), [json.loads(row) for row in rows]
 
     return call
 
@@ -130,36 +134,50 @@ def test_chat_and_reward_model_go_together(doubles):
 def test_metrics_of_each_task(run, script):
     """One task's reward drowned in the other's. Break: all rows for those of the task in by_task; losses of
     other rows; a limit for all prompts."""
-    metrics, limits, rollouts = run(script)
+    logged, limits, rollouts = run(script)
     assert limits == {"2 + 2?": 20, "3 + 3?": 20, "Tell me more.": 10}
     chat = [float(len(text)) for text in SCRIPT["Tell me more."][1]]
     assert [row["reward"] for row in rollouts] == [1, 0, 1, 0, 0, 0, 0, 0, *chat]
-    assert metrics["math_reward"] == 2 / 8 and metrics["chat_reward"] == fmean(chat)
-    assert metrics["math_pair_frac"] == 1 / 2 and metrics["chat_pair_frac"] == 1
+    assert logged["math_reward"] == 2 / 8 and logged["chat_reward"] == fmean(chat)
+    assert logged["math_pair_frac"] == 1 / 2 and logged["chat_pair_frac"] == 1
     for task in ("math", "chat"):
         lengths = [length for length, of in zip(LENGTHS, TASKS, strict=True) if of == task]
-        assert metrics[f"{task}_length"] == fmean(lengths)
-    assert metrics["math_loss_share"] + metrics["chat_loss_share"] == pytest.approx(1)
+        assert logged[f"{task}_length"] == fmean(lengths)
+    assert logged["math_loss_share"] + logged["chat_loss_share"] == pytest.approx(1)
     # Responses of reward 1 or 0 in chat are neither right nor wrong.
-    assert metrics["right_length"] == fmean([4, 9]) and (
-        metrics["parse_failures"],
-        metrics["reward_truncated"],
+    assert logged["right_length"] == fmean([4, 9]) and (
+        logged["parse_failures"],
+        logged["reward_truncated"],
     ) == (7, 3)
     if script is train_dpo:  # at the first step every pair loses log 2: one pair of each task
-        assert metrics["math_loss_share"] == pytest.approx(1 / 2)
+        assert logged["math_loss_share"] == pytest.approx(1 / 2)
     else:  # |loss| of a response: |reward - mean| * length / limit; the reference is the policy
         shares = {"math": (0.5 * (4 + 14 + 9 + 3)) / 20, "chat": 0}
         for reward, text in zip(chat, SCRIPT["Tell me more."][1], strict=True):
             shares["chat"] += abs(reward - fmean(chat)) * (len(text) + 1) / 10
-        assert metrics["math_loss_share"] == pytest.approx(shares["math"] / sum(shares.values()))
+        assert logged["math_loss_share"] == pytest.approx(shares["math"] / sum(shares.values()))
+
+
+@pytest.mark.parametrize(("script", "other"), [(train_dpo, "GRPO:"), (train_grpo, "DPO:")])
+def test_the_glossary_is_what_a_run_logs(run, script, other):
+    """A key that nobody can look up, or an entry that no run has. Break: delete an entry of GLOSSARY, or add
+    one."""
+    logged, _, _ = run(script)
+    defined = {
+        key
+        for keys, meaning in metrics.GLOSSARY.items()
+        for key in keys.split(", ")
+        if not meaning.startswith(other)
+    }
+    assert logged.keys() == defined - {"true_reward"}  # which tiny/chat.py adds afterwards
 
 
 def test_chat_pairs_the_best_with_the_worst(run):
     """A scalar reward paired by a rule for right and wrong. Break: config.pairing for both tasks."""
-    metrics, _, _ = run(train_dpo, "--pairing", "all")
+    logged, _, _ = run(train_dpo, "--pairing", "all")
     # math: 2 right with 2 wrong; chat: the longest with the shortest
-    assert metrics["chosen_length"] == fmean([4, 4, 9, 9, 7])
-    assert metrics["rejected_length"] == fmean([14, 3, 14, 3, 2])
+    assert logged["chosen_length"] == fmean([4, 4, 9, 9, 7])
+    assert logged["rejected_length"] == fmean([14, 3, 14, 3, 2])
 
 
 def test_the_reference_stays_where_there_is_chat(run, tmp_path):
@@ -211,11 +229,11 @@ def test_the_best_step(tmp_path, capsys):
     ]:
         chat = {"reward": reward, "length_normalized_reward": normalized}
         write_validation(tmp_path, step, math_0={"accuracy": first}, math_1={"accuracy": second}, chat_2=chat)
-    assert evaluate.best_step(folder, "math") == evaluate.best_step(folder, "chat") == "20"
+    assert life.best_step(folder, "math") == life.best_step(folder, "chat") == "20"
     assert capsys.readouterr().out == ""
     chat = {"reward": -1.0, "length_normalized_reward": -0.001}  # the longest is the least negative
     write_validation(tmp_path, "40", math_0={"accuracy": 0.1}, chat_2=chat)
-    assert evaluate.best_step(folder, "chat") == "30" and "not all positive" in capsys.readouterr().out
+    assert life.best_step(folder, "chat") == "30" and "not all positive" in capsys.readouterr().out
 
 
 def test_measuring_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
@@ -234,24 +252,24 @@ def test_measuring_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
             json.dump({"accuracy": 0.5, "reward": 1.0, "length_normalized_reward": 0.1}, file)
         return SimpleNamespace(returncode=status)
 
-    monkeypatch.setattr(evaluate.subprocess, "run", measure)
+    monkeypatch.setattr(life.subprocess, "run", measure)
     checkpoint = tmp_path / "export" / "10"
     checkpoint.mkdir(parents=True)
     specs = ["math=tiny@validation", "chat=tiny@validation"]
-    evaluate.validate(checkpoint, specs, config)
+    life.validate(checkpoint, specs, config)
     for task in ("math", "chat"):
         assert os.path.samefile(tmp_path / "best" / task, checkpoint)
     status = 1
-    evaluate.validate(checkpoint, specs, config)  # as a resumed run does: it is measured already
+    life.validate(checkpoint, specs, config)  # as a resumed run does: it is measured already
     with pytest.raises(SystemExit, match="--eval-every: .*20 could not be measured on math=tiny@validation"):
-        evaluate.validate(tmp_path / "export" / "20", specs, config)
+        life.validate(tmp_path / "export" / "20", specs, config)
 
 
 def test_a_run_chooses_its_best_checkpoint(run, checkpoints, monkeypatch, tmp_path):
     """--eval-every that measures nothing, or not what is exported at the end. Break: no `or last`."""
     measured = []
     monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources: {"spec": PROMPTS[:1]})
-    monkeypatch.setattr(evaluate, "validate", lambda path, specs, config: measured.append((path, [*specs])))
+    monkeypatch.setattr(life, "validate", lambda path, specs, config: measured.append((path, [*specs])))
     run(train_dpo, "--eval-every", "5")
     assert measured == [(tmp_path / "run" / "export" / "1", ["spec"])] and measured[0][0].is_dir()
 
@@ -264,13 +282,13 @@ def test_a_run_that_was_cut_while_it_measured(run, monkeypatch, tmp_path):
         raise SystemExit("--eval-every: no memory")
 
     monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources: {"spec": PROMPTS[:1]})
-    monkeypatch.setattr(evaluate, "validate", fail)
+    monkeypatch.setattr(life, "validate", fail)
     flags = ("--eval-every", "1", "--save-every", "1", "--steps", "1", "--resume")
     with pytest.raises(SystemExit, match="no memory"):
         run(train_dpo, *flags)
     assert (tmp_path / "run" / "checkpoints" / "1" / "state.json").exists()
     measured = []
-    monkeypatch.setattr(evaluate, "validate", lambda path, specs, config: measured.append(path.name))
+    monkeypatch.setattr(life, "validate", lambda path, specs, config: measured.append(path.name))
     run(train_dpo, *flags)
     assert measured == ["1"]
 
@@ -300,7 +318,7 @@ def test_length_normalized_reward():
 
 
 def test_evaluate_chat(doubles, checkpoints, tmp_path):
-    """Requests measured as problems, or answers that judge.py cannot read. Break: no rows for the file."""
+    """Requests measured as problems, or answers that the judge cannot read. Break: no rows for the file."""
     from judge import load_answers
 
     file = tmp_path / "requests.jsonl"
@@ -315,5 +333,5 @@ def test_evaluate_chat(doubles, checkpoints, tmp_path):
     assert result["problems"] == 2 and result["standard_error"] is None
 
     unscored = [word for word in args if word not in ("--reward-model", "rm")]
-    evaluate.main([*unscored, "--answers", str(tmp_path / "b.jsonl")])  # for judge.py alone
+    evaluate.main([*unscored, "--answers", str(tmp_path / "b.jsonl")])  # for the judge alone
     assert load_answers([tmp_path / "b.jsonl"])["b"].keys() == answers.keys()

@@ -18,7 +18,7 @@ import torch
 import serve
 import train_dpo
 import train_grpo
-from generate import Busy, check_engine, load_generator, sample_ahead
+from generate import Busy, ServedGenerator, Window, check_engine, load_generator
 from model import load_policy
 from run import read_metrics
 from sync import SyncError, sync
@@ -33,7 +33,7 @@ TRAIN += " --max-new-tokens 40 --lr 1e-4 --sync-every 3 --ahead 2"
 @pytest.fixture(scope="module")
 def server():
     """A server with room for 128 tokens; the generator that started it."""
-    generator = serve.ServedGenerator(PATH, torch.float32, 128, ["cpu"], [])
+    generator = ServedGenerator(PATH, torch.float32, 128, ["cpu"], [])
     yield generator
     generator.close()
 
@@ -75,7 +75,7 @@ def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
     Breaks: config.ahead alone for `end`; range(step, end) for the steps to sample.
     """
     rows = {}
-    for name, flags in (("own", ""), ("served", f"--generator-url {server.urls[0]}")):
+    for name, flags in (("own", ""), ("served", f"--generator-url {server.servers.urls[0]}")):
         script.main(f"{TRAIN} --run-dir {tmp_path / name} {flags}".split())
         rows[name] = read_metrics(tmp_path / name)
     for one, other in zip(rows["own"], rows["served"], strict=True):
@@ -122,7 +122,7 @@ def test_weights_that_do_not_arrive_are_caught(server, policy, monkeypatch):
 def test_a_server_says_which_weights_sampled(server, policy, prompts):
     """A server that somebody else's run gives weights to. Break: no comparison of versions."""
     sync(policy, server, 4)
-    serve.ask(server.urls[0], "update_weight_version", {"new_version": "77"})
+    serve.ask(server.servers.urls[0], "update_weight_version", {"new_version": "77"})
     with pytest.raises(serve.ServerError, match="weights of step {'77'}, not of 4"):
         server.sample(prompts, 2, 1.0, 1.0, 4, [1, 2])
     server.stamp(4)
@@ -176,7 +176,7 @@ def test_servers_that_cannot_be_used(server, stranger, tmp_path, capsys):
         (f"http://127.0.0.1:{serve.free_port()}", 40, "does not answer"),
         (stranger, 40, "answers 404"),
         (f"{stranger}/raw", 40, "its logprobs_mode is raw_logprobs, not processed_logprobs"),
-        (server.urls[0], 200, "a context of 128 tokens"),
+        (server.servers.urls[0], 200, "a context of 128 tokens"),
     ):
         with pytest.raises(SystemExit) as stop:
             flags = TRAIN.replace("--max-new-tokens 40", f"--max-new-tokens {room}")
@@ -249,30 +249,29 @@ def test_the_lowest_turn_goes_first():
 
 def test_a_dead_server_does_not_keep_the_others_from_being_closed():
     """An engine that keeps its GPU after the run. Break: no suppress(ServerError)."""
-    generator = serve.ServedGenerator.__new__(serve.ServedGenerator)
+    servers = serve.Servers.__new__(serve.Servers)
     ended = []
-    generator.transfer = SimpleNamespace(shutdown=lambda: ended.append("transfer"))
-    generator.urls = [f"http://127.0.0.1:{serve.free_port()}"]
+    servers.transfer = SimpleNamespace(shutdown=lambda: ended.append("transfer"))
+    servers.urls = [f"http://127.0.0.1:{serve.free_port()}"]
     process = subprocess.Popen(["sleep", "100"], start_new_session=True)
-    generator.processes = [process]
-    generator.close()
+    servers.processes = [process]
+    servers.close()
     assert process.poll() is not None and ended == ["transfer"]
-    generator.close()  # as at the exit of a program that has closed it
+    servers.close()  # as at the exit of a program that has closed it
 
 
 def test_an_error_in_the_background_reaches_the_loop():
     """A thread that dies, and a trainer that waits for it for ever. Break: no except in in_background."""
 
     class Failing:
-        elsewhere, version = True, 0
+        separate, version = True, 0
 
         def sample(self, *arguments, **keywords):
             raise serve.ServerError("gone")
 
-    config = train_dpo.Config()
-    (future,) = sample_ahead(Failing(), iter([[]]), range(1), config)
+    window = Window(Failing(), iter([[]]), train_dpo.Config())
     with pytest.raises(serve.ServerError, match="gone"):
-        future.result(timeout=10)
+        window.take(0)
 
 
 def test_a_dead_server_ends_the_wait(server, policy, prompts, monkeypatch):
@@ -282,10 +281,10 @@ def test_a_dead_server_ends_the_wait(server, policy, prompts, monkeypatch):
     """
     monkeypatch.setattr(serve, "LOOK_S", 1)
     sync(policy, server, 0)
-    (process,) = server.processes
+    (process,) = server.servers.processes
     threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
     started = time.monotonic()
-    with pytest.raises(serve.ServerError, match=f"{server.urls[0]} (does not answer|has died)"):
+    with pytest.raises(serve.ServerError, match=f"{server.servers.urls[0]} (does not answer|has died)"):
         for seed in range(1000):
             server.sample(prompts * 20, 8, 1.0, 1.0, 80, [seed] * 40)
     assert time.monotonic() - started < 30
@@ -295,7 +294,7 @@ def test_a_dead_server_ends_the_wait(server, policy, prompts, monkeypatch):
 @pytest.mark.parametrize("victim", ["train_dpo.py", "api_server"])
 def test_who_is_killed_takes_the_others_along(victim, tmp_path):
     """A server, or the engine of one, that holds memory after its run. Breaks: no prctl in serve.main; no
-    atexit in ServedGenerator."""
+    atexit in Servers."""
     command = f"train_dpo.py {TRAIN} --steps 1000 --run-dir {tmp_path / 'run'} --generator-devices cpu"
     trainer = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT)
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -18,7 +18,8 @@ import train_grpo
 from data import Prompt
 from generate import Rollout, TransformersGenerator, encode_prompts
 from model import token_logps
-from run import parse_flags, read_metrics
+from flags import parse_flags
+from run import read_metrics
 
 # What is answered to each problem; right where it says yes. Four pairs, three pairs, and none.
 SCRIPT = {
@@ -65,7 +66,7 @@ def both_ways(monkeypatch, checkpoints, tmp_path):
     def call(script, by_hand, *flags):
         engines, rows = [], []
 
-        def load_generator(engine, path, dtype, device, *rest):
+        def load_generator(engine, path, dtype, device, *rest, **settings):
             engines.append(Scripted(path, dtype, device))
             return engines[0]
 

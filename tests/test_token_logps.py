@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import model as model_file
+from flags import TINY_MODEL
 from model import check_attention, checkpoint_activations, sharing_pays, token_logps
 
 
@@ -234,7 +235,7 @@ def test_logits_are_made_for_response_tokens_only(policy, monkeypatch):
 
 def test_frozen_numbers():
     """An upgrade of a library that changes results without an error. Break: change any digit below."""
-    policy = AutoModelForCausalLM.from_pretrained(model_file.TINY_MODEL, dtype=torch.float32)
+    policy = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
     ids = torch.arange(10, 26).reshape(2, 8) * 7
     logps, entropies = token_logps(policy, ids, with_entropy=True)
     assert logps.sum().item() == pytest.approx(-287.8117, rel=1e-4)

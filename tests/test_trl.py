@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from batch import micro_batches, to_batch
 from bench.trl_reference import fingerprint, flat_gradient, formula_model
 from generate import Rollout
 from model import token_logps
@@ -17,9 +18,7 @@ from train_grpo import (
     group_advantages,
     grpo_loss,
     kl_estimate,
-    micro_batches,
     tis_loss,
-    to_batch,
     token_weights,
 )
 
@@ -45,7 +44,7 @@ def learn(groups, temperature, loss_of):
     indices into ROLLOUTS, the others (B, T).
     """
     policy, reference, total = formula_model("policy"), formula_model("reference"), 0.0
-    batches = list(micro_batches(groups, ROLLOUTS, max_tokens=40))
+    batches = list(micro_batches(groups, [len(rollout.ids) for rollout in ROLLOUTS], max_tokens=40))
     assert len(batches) > 1
     for rows in batches:
         input_ids, mask, old_logps = to_batch([ROLLOUTS[i] for i in rows], "cpu")
