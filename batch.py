@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from model import sharing_pays
 
@@ -27,7 +28,7 @@ def to_batch(rollouts: list, device: torch.device) -> tuple[Tensor, Tensor, Tens
     return input_ids.to(device), response_mask.to(device), sampler_logps.to(device)
 
 
-def groups_to_share(policy, rollouts: list, G: int) -> list[list[int]]:
+def groups_to_share(policy: PreTrainedModel, rollouts: list, G: int) -> list[list[int]]:
     """Group the responses to a prompt, as indices into rollouts, where computing the prompt once saves work.
 
     Elsewhere each response is a group of its own, which leaves less to pad.

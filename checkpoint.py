@@ -21,11 +21,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from generate import Window
+from flags import TrainFlags
+from generate import Generator, Window
 from ranks import broadcast_from_first, meet, rank, world_size
+from rewards import Scorer
 from run import full_disk_ends_run, numbered, read_lines, write_lines
 from sync import sync
 
@@ -35,7 +37,15 @@ FILE_BYTES = 2**30  # a rank's part of a file, about
 class Checkpoints:
     """The checkpoints of a run, the newest `config.keep` of them. All ranks call its methods together."""
 
-    def __init__(self, config, policy, optimizer, reference, generator, scorer):
+    def __init__(
+        self,
+        config: TrainFlags,
+        policy: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        reference: nn.Module,
+        generator: Generator,
+        scorer: Scorer,
+    ):
         self.config, self.directory = config, Path(config.run_dir) / "checkpoints"
         self.policy, self.optimizer, self.reference = policy, optimizer, reference
         self.generator, self.scorer = generator, scorer

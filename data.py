@@ -147,7 +147,7 @@ def load_sources(specs: list[str]) -> list[tuple[list[Prompt], int]]:
     return sources
 
 
-def load_held_out(specs: list[str], sources) -> dict[str, list[Prompt]]:
+def load_held_out(specs: list[str], sources: list[tuple[list[Prompt], int]]) -> dict[str, list[Prompt]]:
     """{spec: its validation prompts}, for what is trained on; `sources` is what load_sources made of it.
 
     ValueError, in one line, where nothing is held out.

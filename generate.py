@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from data import MixedIterator, Prompt
 from flags import Limits, TrainFlags
@@ -64,7 +65,7 @@ def request_seed(seed: int, step: int | str, prompt_id: str) -> int:
     return int.from_bytes(digest[:7], "big")  # the engine's seeds are signed 64-bit, and sample i adds i
 
 
-def encode_prompts(tokenizer, prompts: list[Prompt]) -> list[list[int]]:
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[list[int]]:
     """Render each prompt's conversation by the chat template, as ids that end where a response begins."""
     encoded = []
     for prompt in tqdm(prompts, desc="encoding prompts", delay=3, leave=False):
@@ -80,7 +81,11 @@ def encode_prompts(tokenizer, prompts: list[Prompt]) -> list[list[int]]:
 
 
 def fit_context(
-    path: str, tokenizer, prompts: list[Prompt], max_new_tokens: int | None = None, at_most: int = 2048
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    max_new_tokens: int | None = None,
+    at_most: int = 2048,
 ) -> tuple[int, int]:
     """Tokens for a response, and for the longest prompt with it: (max_new_tokens, max_model_len).
 
@@ -102,7 +107,9 @@ def fit_context(
     return tokens, longest + tokens
 
 
-def fit_tasks(path: str, tokenizer, prompt_lists: Iterable[list[Prompt]], limits: Limits) -> int:
+def fit_tasks(
+    path: str, tokenizer: PreTrainedTokenizerBase, prompt_lists: Iterable[list[Prompt]], limits: Limits
+) -> int:
     """The longest context that any of the lists needs, each of one task; limits: --max-new-tokens."""
     return max(
         fit_context(path, tokenizer, prompts, limits.of(prompts[0].task))[1] for prompts in prompt_lists
@@ -274,20 +281,20 @@ class VLLMGenerator(Generator):
             for output in outputs
         ]
 
-    def score(self, ids):
+    def score(self, ids: list[int]) -> list[list[float]]:
         self._wake()
         params = self.vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         (output,) = self.llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
         return [[output.prompt_logprobs[t][ids[t]].logprob for t in range(1, len(ids))]]
 
-    def load_weights(self, weights):
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
         self._wake()  # on waking, a sleeping engine would restore the weights that it went to sleep with
         return self.llm.collective_rpc(load_in_worker, args=(weights, None))[0]
 
-    def reset_prefix_cache(self):
+    def reset_prefix_cache(self) -> bool:
         return self.llm.reset_prefix_cache()
 
-    def close(self):
+    def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()  # in this process it ends torch.distributed's group, too
         del self.llm
         gc.collect()  # the engine is a reference cycle: its cache of 1 GB would outlive it
@@ -313,20 +320,20 @@ class ServedGenerator(Generator):
         sampling = {"n": n, "temperature": temperature, "top_p": top_p, "logit_bias": self.never or None}
         return self.servers.complete(prompt_ids, sampling, limits, seeds, turn, self.version)
 
-    def score(self, ids):
+    def score(self, ids: list[int]) -> list[list[float]]:
         return self.servers.score(ids)
 
-    def load_weights(self, weights):
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
         return self.servers.load_weights(weights)
 
-    def reset_prefix_cache(self):
+    def reset_prefix_cache(self) -> bool:
         return self.servers.reset_prefix_cache()
 
-    def stamp(self, step):
+    def stamp(self, step: int) -> None:
         super().stamp(step)
         self.servers.name_weights(step)
 
-    def close(self):
+    def close(self) -> None:
         self.servers.close()
 
 
@@ -374,21 +381,21 @@ class TransformersGenerator(Generator):
         return [(tokens[i], logps[i], "length" if i in unfinished else "stop") for i in range(n)]
 
     @torch.no_grad()
-    def score(self, ids):
+    def score(self, ids: list[int]) -> list[list[float]]:
         return token_logps(self.model, torch.tensor([ids], device=self.model.device))[:, 1:].tolist()
 
     @torch.no_grad()
-    def load_weights(self, weights):
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
         parameters, loaded = dict(self.model.named_parameters()), set()
         for name, weight in weights:
             parameters[name].copy_(weight)
             loaded.add(name)
         return loaded, set(parameters)
 
-    def reset_prefix_cache(self):
+    def reset_prefix_cache(self) -> bool:
         return True  # it keeps none from one call to the next
 
-    def close(self):
+    def close(self) -> None:
         del self.model
 
 

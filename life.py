@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluate
 from checkpoint import Checkpoints
@@ -25,12 +26,13 @@ from generate import Rollout, Window, check_engine
 from metrics import Stopwatch, of_run
 from model import check_attention, full_weights
 from ranks import all_max, all_sum, broadcast_from_first, init_ranks, meet, rank
+from rewards import Scorer
 from run import Run, check_run_dir, check_same_run, full_disk_ends_run, point_to_best
 
 VALIDATION_SAMPLES = 4  # of each held-out prompt, where --eval-every chooses among checkpoints
 
 
-def join(config: TrainFlags) -> torch.device:
+def prepare(config: TrainFlags) -> torch.device:
     """Join the ranks, fill in the flags whose default depends on the device, and check what needs no model.
 
     ValueError in one line if a directory is in use, a run is resumed with other flags, or flags do not fit.
@@ -54,11 +56,11 @@ class Life:
         self,
         config: TrainFlags,
         held_out: dict[str, list[Prompt]],
-        scorer,
+        scorer: Scorer,
         window: Window,
-        policy,
-        reference,
-        optimizer,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
     ):
         """Begin the run, or with --resume bring everything to where its newest checkpoint left it.
 
@@ -120,7 +122,14 @@ class Life:
         }
         self.bar.set_postfix(shown)
 
-    def save_rollouts(self, step: int, prompts, rollouts, responses: list[str], rewards: list[float]) -> None:
+    def save_rollouts(
+        self,
+        step: int,
+        prompts: list[Prompt],
+        rollouts: list[Rollout],
+        responses: list[str],
+        rewards: list[float],
+    ) -> None:
         """Keep a step's first responses, for people to read; all lists have one entry a response."""
         self.run.save_rollouts(step, prompts, rollouts, responses, rewards)
 
@@ -189,7 +198,7 @@ class Stop:
 
 
 @full_disk_ends_run()
-def export(policy, tokenizer, directory: Path, step: int) -> Path:
+def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, step: int) -> Path:
     """Write the policy atomically as a Hugging Face checkpoint, a run's export/STEP. One that exists is kept.
 
     All ranks come here: a sharded policy is gathered from them. Rank 0 holds it whole, in float32.

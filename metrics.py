@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ranks import all_max, all_mean, all_sum
+from rewards import Scorer
 
 GLOSSARY = {  # one or more keys: their meaning
     "step": (
@@ -229,7 +230,7 @@ def by_task(tasks: list[str], prompts: list, rollouts: list, rewards: Tensor, se
     return metrics
 
 
-def of_run(counts: dict, scorer) -> dict:
+def of_run(counts: dict, scorer: Scorer) -> dict:
     """Over all steps of the run so far. counts: of life.Life."""
     return {
         "skipped_steps": counts["skipped"],

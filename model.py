@@ -9,11 +9,18 @@ from pathlib import Path
 from types import MethodType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from flags import TrainFlags
@@ -55,7 +62,7 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> Pr
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def load_tokenizer(path: str):
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. ValueError in one line if it cannot format a conversation."""
     load_config(path)  # says what is wrong with the path, if anything is
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -106,7 +113,7 @@ def check_attention(attention: str, dtype: str) -> None:
         raise ValueError("--attention flash_attention_2: needs the package flash-attn, which is not here")
 
 
-def blocks_of(model) -> list[torch.nn.Module]:
+def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     """The layers of a transformer: the units of sharding and of activation checkpointing."""
     wanted = set(
         model._no_split_modules
@@ -114,7 +121,7 @@ def blocks_of(model) -> list[torch.nn.Module]:
     return [m for m in model.modules() if wanted & {kind.__name__ for kind in type(m).__mro__}]
 
 
-def checkpoint_activations(model) -> None:
+def checkpoint_activations(model: PreTrainedModel) -> None:
     """Let every block keep only its input for backward, and recompute the rest there (Chen et al. 2016).
 
     Costs a quarter more arithmetic: one more forward, beside the first, a backward that costs two, and the
@@ -125,7 +132,7 @@ def checkpoint_activations(model) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def shard(model, device: torch.device, dtype: torch.dtype):
+def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Move a model to `device`; with several ranks, shard it over them (FSDP2).
 
     Each rank then keeps a part of every weight, of its gradient and of its optimizer state. A block's weights
@@ -156,7 +163,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def full_weights(policy, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
+def full_weights(policy: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, whole tensor) for every parameter, one at a time, so that a second model never exists.
 
     A tied output head is not listed twice: it is the embedding. A sharded tensor is cast before it is
@@ -166,14 +173,14 @@ def full_weights(policy, dtype: torch.dtype = torch.float32) -> Iterator[tuple[s
         yield name, whole(parameter.detach().to(dtype))
 
 
-def clip_gradients(model, max_norm: float) -> float:
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """Scale all gradients to a norm of at most `max_norm`. Returns the norm before, finite or not."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return whole(norm).item()
 
 
 @torch.no_grad()
-def copy_weights(source, target) -> None:
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Overwrite the target's weights by the source's, in place."""
     for from_source, into_target in zip(source.parameters(), target.parameters(), strict=True):
         into_target.copy_(from_source)
@@ -181,7 +188,7 @@ def copy_weights(source, target) -> None:
 
 def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entropy_grad=True):
     """(N, D), (N,) -> (N,), (N,): log-prob of each target, entropy of the distribution that it comes from."""
-    logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature  # (N, V)
+    logits = nn.functional.linear(hidden, weight, bias).float() / temperature  # (N, V)
     all_logps = logits.log_softmax(-1)  # (N, V)
     logps = all_logps.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
     if not with_entropy:
@@ -191,7 +198,7 @@ def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entrop
 
 
 def token_logps(
-    model,
+    model: PreTrainedModel,
     input_ids: Tensor,
     response_mask: Tensor | None = None,
     temperature: float = 1.0,
@@ -222,7 +229,7 @@ def token_logps(
 # --- How rows are laid out for the decoder: padded, packed, or with shared prompts ---
 
 
-def hidden_states(model, input_ids: Tensor, response_mask: Tensor) -> Tensor:
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     """The decoder's last hidden states, (B, T, D), by the cheapest layout of the rows that the model allows.
 
     Whatever the layout, every token sees its own row's earlier tokens and nothing else.
@@ -235,12 +242,12 @@ def hidden_states(model, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     return hidden
 
 
-def packs(model) -> bool:
+def packs(model: PreTrainedModel) -> bool:
     """Whether rows go one behind the other, without padding, to an attention kernel that keeps them apart."""
     return model.config._attn_implementation == "flash_attention_2" and attends_only(model)
 
 
-def packed_hidden(decoder, input_ids: Tensor, response_mask: Tensor) -> Tensor:
+def packed_hidden(decoder: nn.Module, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     """The decoder's last hidden states, (B, T, D), not computed behind a row's last response token.
 
     All rows become one of N tokens whose positions start again at 0 for each row: from these transformers
@@ -255,7 +262,7 @@ def packed_hidden(decoder, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     return hidden.new_zeros(B, T, hidden.shape[-1]).index_put((real,), hidden[0])
 
 
-def attends_only(model) -> bool:
+def attends_only(model: PreTrainedModel) -> bool:
     """Whether a model's layers mix tokens by attention alone, whose mask says what a token may see.
 
     Recurrent layers (Mamba's, linear attention, convolutions) would carry one response into the next.
@@ -264,7 +271,7 @@ def attends_only(model) -> bool:
     return not model._is_stateful and set(kinds) <= {"full_attention", "sliding_attention"}
 
 
-def sharing_pays(model, rows: tuple[int, float], shared: int, longest: int) -> bool:
+def sharing_pays(model: PreTrainedModel, rows: tuple[int, float], shared: int, longest: int) -> bool:
     """Whether `shared` tokens, in rows of `longest`, cost less than `rows` = (B, T) do, padding included.
 
     A token of a shared row is compared with all of that row, because no fast kernel knows its mask; a token
@@ -281,7 +288,7 @@ def sharing_pays(model, rows: tuple[int, float], shared: int, longest: int) -> b
     return shared * (weights + 2 * width * longest) < B * T * (weights + width * T)
 
 
-def shared_hidden(model, input_ids: Tensor, response_mask: Tensor) -> Tensor | None:
+def shared_hidden(model: PreTrainedModel, input_ids: Tensor, response_mask: Tensor) -> Tensor | None:
     """The decoder's last hidden states, (B, T, D), with the prompt of neighbouring rows computed once.
 
     Rows with the same prompt become one: the prompt, then their responses one behind the other, each token at

@@ -7,14 +7,15 @@
 The model is made on torch's meta device, which has shapes and no numbers. What a forward keeps for backward
 is counted there, by asking autograd; the rest is the arithmetic written out below. What a machine really
 reaches (--mfu, --bandwidth-share) are assumptions: measure yours (the metrics train_s and generate_s).
---generators are devices that only generate, the train scripts'
---generator-devices or servers behind --generator-url.
+--generators are devices that only generate: the train scripts' --generator-devices, or servers behind
+--generator-url.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 
 from flags import TINY_MODEL, Count, Every, Positive, Share, one_line_errors, parse_flags
@@ -49,7 +50,7 @@ class Config:
     engine_share: Share = HfArg(default=0.4, help="Share of a rank's device that its own engine takes.")
 
 
-def saved_for_backward(model, tokens: int) -> int:
+def saved_for_backward(model: PreTrainedModel, tokens: int) -> int:
     """Bytes that a forward of token_logps over so many tokens keeps for backward, weights not counted.
 
     In rows of two tokens: on this device attention keeps a T x T matrix a row, which the kernels used in
@@ -73,7 +74,7 @@ def saved_for_backward(model, tokens: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def count(model) -> dict[str, int]:
+def count(model: PreTrainedModel) -> dict[str, int]:
     """Numbers of weights: {"all", "blocks", "a block", "head"}; a tied head is the embedding."""
     blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
     return {
@@ -84,7 +85,7 @@ def count(model) -> dict[str, int]:
     }
 
 
-def memory(config: Config, model, weights: dict[str, int]) -> dict[str, float]:
+def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> dict[str, float]:
     """Bytes on each training rank, {what: bytes}, at the peak: in backward of a step's last micro-batch."""
     size = getattr(torch, config.dtype).itemsize
     share = weights["all"] / config.ranks
@@ -107,7 +108,9 @@ def memory(config: Config, model, weights: dict[str, int]) -> dict[str, float]:
     return held
 
 
-def forward_flops(model, weights: dict[str, int], rows: float, prompt: float, response: float) -> float:
+def forward_flops(
+    model: PreTrainedModel, weights: dict[str, int], rows: float, prompt: float, response: float
+) -> float:
     """Floating-point operations of a forward over rows of prompt + response tokens, two a multiply-add."""
     text = model.config.get_text_config()
     width, tokens = text.num_attention_heads * head_dim(text), prompt + response
@@ -115,7 +118,7 @@ def forward_flops(model, weights: dict[str, int], rows: float, prompt: float, re
     return rows * (2 * weights["blocks"] * tokens + 2 * weights["head"] * response + attention)
 
 
-def step_costs(config: Config, model, weights: dict[str, int]) -> dict[str, float]:
+def step_costs(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> dict[str, float]:
     """What a step does: sequences trained, FLOPs, bytes that a sync moves, and seconds a phase."""
     text = model.config.get_text_config()
     P, G, size = config.prompts_per_step, config.samples_per_prompt, getattr(torch, config.dtype).itemsize

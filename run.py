@@ -29,7 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from flags import Every, Limits, program
+from flags import Every, Limits, TrainFlags, program
 
 ROLLOUTS_KEPT = 16  # a step and task
 # Flags that may change at a resume: they say where, how fast and how long a run computes, not what.
@@ -66,12 +66,12 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def flags_of(config) -> dict[str, Any]:
+def flags_of(config: TrainFlags) -> dict[str, Any]:
     """A run's flags as config.json has them."""
     return {name: as_json(value) for name, value in asdict(config).items()}
 
 
-def check_run_dir(config) -> None:
+def check_run_dir(config: TrainFlags) -> None:
     """ValueError in one line if a run's directory is used, or with --resume holds no run."""
     directory = Path(config.run_dir)
     if directory.is_file():
@@ -105,7 +105,7 @@ def lock(directory: Path) -> IO:
     return file
 
 
-def check_same_run(config) -> None:
+def check_same_run(config: TrainFlags) -> None:
     """ValueError in one line if a run is resumed with other flags. All flags must have their values."""
     directory = Path(config.run_dir)
     if not (directory / "config.json").exists():
@@ -122,7 +122,7 @@ class Run:
     """A run directory, new or resumed. Every rank has one; only rank 0 writes."""
 
     @full_disk_ends_run()
-    def __init__(self, config, rank: int = 0, first_step: int = 0):
+    def __init__(self, config: TrainFlags, rank: int = 0, first_step: int = 0):
         """first_step: the next step. What an earlier start wrote of it and of later steps is removed."""
         self.directory, self.rank, self.keys = Path(config.run_dir), rank, None
         if rank > 0:
@@ -182,7 +182,9 @@ class Run:
         self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
 
     @full_disk_ends_run()
-    def save_rollouts(self, step: int, prompts, rollouts, responses: list[str], rewards: list[float]) -> None:
+    def save_rollouts(
+        self, step: int, prompts: list, rollouts: list, responses: list[str], rewards: list[float]
+    ) -> None:
         """Keep a step's first responses to each task, for people to read: one JSON object a line.
 
         All lists have one entry a response.

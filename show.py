@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from data import load_prompts
@@ -33,7 +34,7 @@ class Config:
     engine: Literal["vllm", "transformers"] = HfArg(default="vllm", help="As in the train scripts.")
 
 
-def show_tokens(tokenizer, rollout: Rollout) -> str:
+def show_tokens(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
     """One rollout as training sees it: the prompt (mask 0), dimmed, then each response token (mask 1).
 
     Behind each token stands the probability, in percent, that it was sampled with.

@@ -10,9 +10,11 @@ rehearsal with weights that are plainly different.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model import full_weights, token_logps
 from ranks import meet_within
@@ -30,7 +32,20 @@ class SyncError(RuntimeError):
     """The generator does not hold the policy's weights."""
 
 
-def sync(policy, generator, step: int) -> float:
+class Target(Protocol):
+    """What a sync needs of a generator (generate.Generator defines the methods)."""
+
+    version: int | None
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]: ...
+    def reset_prefix_cache(self) -> bool: ...
+    def score(self, ids: list[int]) -> list[list[float]]: ...
+    def stamp(self, step: int) -> None: ...
+
+
+def sync(policy: PreTrainedModel, generator: Target, step: int) -> float:
     """Copy the policy's weights into the generator, prove it, and make `step` the generator's version.
 
     Returns the canary's gap in nats per token. Raises SyncError with the numbers if any proof fails.
@@ -46,7 +61,7 @@ def sync(policy, generator, step: int) -> float:
     return gap
 
 
-def copy_and_prove(policy, generator, tolerance: float, what: str) -> float:
+def copy_and_prove(policy: PreTrainedModel, generator: Target, tolerance: float, what: str) -> float:
     """The copy and its proofs; `what` begins an error's message. Returns the canary's gap."""
     sent = set()
 
@@ -74,7 +89,7 @@ def copy_and_prove(policy, generator, tolerance: float, what: str) -> float:
     return gap
 
 
-def rehearse(policy, generator) -> None:
+def rehearse(policy: PreTrainedModel, generator: Target) -> None:
     """Copy a plainly different model, prove that the generator follows, and undo the change.
 
     Every tensor is reversed along its last dimension (of a sharded tensor, each rank's part), which can be
@@ -94,7 +109,7 @@ def rehearse(policy, generator) -> None:
 
 
 @torch.no_grad()
-def reverse(policy) -> None:
+def reverse(policy: nn.Module) -> None:
     """Reverse every weight along its last dimension, in place."""
     for parameter in policy.parameters():
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
@@ -102,7 +117,7 @@ def reverse(policy) -> None:
 
 
 @torch.no_grad()
-def canary_gap(policy, generator) -> float:
+def canary_gap(policy: PreTrainedModel, generator: Target) -> float:
     """Mean |trainer - generator| log-prob over the canary's tokens, at temperature 1 (nats).
 
     With several engines, the gap of the worst.
@@ -119,7 +134,7 @@ def canary_gap(policy, generator) -> float:
 
 
 def load_in_worker(
-    worker, pairs: Iterable[tuple[str, Tensor]] | None, folder: str | Path | None
+    worker: Any, pairs: Iterable[tuple[str, Tensor]] | None, folder: str | Path | None
 ) -> tuple[set[str], set[str]]:
     """Reload a vLLM engine's weights, from (name, tensor) pairs or from a folder; runs in its worker.
 
@@ -143,7 +158,7 @@ def load_in_worker(
     return loaded, expected
 
 
-def repack_tied_head(model) -> None:
+def repack_tied_head(model: nn.Module) -> None:
     """On the CPU, let an output head that is tied to the embedding see the new weights.
 
     vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload brings new values to the

@@ -30,7 +30,7 @@ from batch import micro_batches, to_batch
 from data import MixedIterator, Prompt, load_held_out, load_sources, tasks_of
 from flags import Coefficient, Every, Positive, TrainFlags, one_line_errors, parse_flags
 from generate import Window, fit_tasks, load_generator
-from life import Life, join
+from life import Life, prepare
 from model import clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
 from rewards import Scorer
@@ -40,6 +40,8 @@ from train_grpo import group_advantages, grpo_loss, kl_estimate
 
 @dataclass
 class Config(TrainFlags):
+    """DPO's own flags. The dial, --sync-every, and whatever else both scripts share: flags.TrainFlags."""
+
     run_dir: str = HfArg(default="runs/dpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every | None = HfArg(
         default=None,
@@ -87,7 +89,8 @@ def dpo_loss(
 ) -> Tensor:
     """DPO's loss of each pair (paper section 3; Rafailov et al. 2023, equation 7). All tensors (B,).
 
-    Arguments are sums of log-probs (nats) over a response's tokens, under the policy and under the reference.
+    Arguments are sums of log-probs (nats) over a response's tokens, under the policy and under the reference;
+    means with --length-normalize.
     A policy that equals its reference has a margin of 0 and a loss of log 2 = 0.693.
     """
     chosen_gain = chosen_logps - ref_chosen_logps
@@ -130,7 +133,7 @@ def pair_up(prompts: list[Prompt], rewards: Tensor, how: str, seed: str) -> list
     """A step's pairs: P prompts, rewards (P, G) -> [(prompt, chosen, rejected), ...].
 
     chosen and rejected are indices into the step's P * G responses, of which p's are p * G to p * G + G - 1.
-    In chat, `how` is always bestworst. The draw depends on the seed and the prompt, not on the prompt's rank.
+    In chat, `how` is always bestworst. The draw depends on the seed and the prompt, not on the process.
     """
     G, pairs = rewards.shape[1], []
     for p, prompt in enumerate(prompts):
@@ -140,30 +143,31 @@ def pair_up(prompts: list[Prompt], rewards: Tensor, how: str, seed: str) -> list
     return pairs
 
 
-def responses_of(pairs: list[tuple[int, int, int]], G: int | None) -> list[list[int]]:
+def responses_of(pairs: list[tuple[int, int, int]], G: int, whole_groups: bool) -> list[list[int]]:
     """The responses that the loss needs, a group for each prompt with a pair.
 
-    G=None: those in its pairs. Otherwise, for GRPO's term, all G responses to the prompt.
+    Those in its pairs; with whole_groups, for GRPO's term, all G responses to the prompt.
     """
     needed = {}  # prompt: its responses
     for p, chosen, rejected in pairs:
-        needed.setdefault(p, set()).update((chosen, rejected) if G is None else range(p * G, p * G + G))
+        needed.setdefault(p, set()).update(range(p * G, p * G + G) if whole_groups else (chosen, rejected))
     return [sorted(group) for group in needed.values()]
 
 
 def locate_pairs(
-    pairs: list[tuple[int, int, int]], rows: list[int], device: torch.device | str = "cpu"
+    pairs: list[tuple[int, int, int]], part: list[int], device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where pairs stand in a micro-batch: rows of the chosen, rows of the rejected, and weights, all (N,).
 
-    pairs: the step's [(prompt, chosen, rejected), ...]; rows: the responses in the micro-batch, in the same
-    indices. A pair weighs 1 / (pairs of its prompt), so that every prompt counts the same. A response has one
-    row however many pairs it is in: GroupDPO runs the model once for each response, not twice for each pair.
+    pairs: the step's [(prompt, chosen, rejected), ...], indices of responses; part: the response in each row
+    of the micro-batch. A pair weighs 1 / (pairs of its prompt), so that every prompt counts the same. A
+    response has one row in however many pairs it is: GroupDPO runs the model once for each response.
     """
-    row_of, pairs_of = {index: row for row, index in enumerate(rows)}, Counter(p for p, _, _ in pairs)
+    row_of = {index: row for row, index in enumerate(part)}
+    pairs_of = Counter(p for p, _, _ in pairs)
     located = [(row_of[c], row_of[r], 1 / pairs_of[p]) for p, c, r in pairs if c in row_of]
     chosen, rejected, weights = (torch.tensor([pair[i] for pair in located], device=device) for i in range(3))
-    return chosen.long(), rejected.long(), weights
+    return chosen.long(), rejected.long(), weights  # long(), because an empty tensor is float
 
 
 def main(args: list[str] | None = None) -> None:
@@ -176,7 +180,7 @@ def main(args: list[str] | None = None) -> None:
         tasks = tasks_of(config.data)  # math, chat, or both
         if config.sync_ref_every is None:  # the paper's choice
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
-        device = join(config)
+        device = prepare(config)  # joins the ranks, and checks what needs no model
         dtype = getattr(torch, config.dtype)
         tokenizer = load_tokenizer(config.model)
         sources = load_sources(config.data)  # [(prompts of one task, weight)]
@@ -199,18 +203,18 @@ def main(args: list[str] | None = None) -> None:
     for step in run.steps():
         watch, sync_gap = metrics.Stopwatch(generator.busy), None
 
-        # --- Sync: the dial. It copies the policy into the generator, and proves that the copy arrived ---
+        # --- Sync: the dial. Copy the policy into the generator; sync() raises if the copy did not arrive ---
         with watch("sync_s"):
-            if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
+            if step % config.sync_every == 0:  # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
                 sync_gap = all_max([sync(policy, generator, step)])  # nats a token, on a fixed text
-                run.note_sync()  # a checkpoint needs to know what the generator holds
+                run.note_sync()  # a run resumed before the next sync gives the generator these weights back
             if step % config.sync_ref_every == 0:
-                copy_weights(policy, reference)
+                copy_weights(policy, reference)  # DPO's loss then reads log 2; its gradient does not vanish
 
-        # --- Sample: until the next sync the generator is frozen, so its steps can be sampled ahead ---
+        # --- Sample: the window may sample coming steps early, never past the next sync ---
         with watch("trainer_idle_s"):
             batch = window.take(step)  # [(prompt, [rollout] * G)] * P
-        prompts = [prompt for prompt, group in batch for _ in group]  # P * G
+        prompts = [prompt for prompt, group in batch for _ in group]  # P * G, one a response
         rollouts = [rollout for _, group in batch for rollout in group]  # P * G
 
         # --- Score ---
@@ -220,23 +224,24 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Pair: indices of responses; those of prompt p are p * G to p * G + G - 1 ---
         pairs = pair_up(prompts[::G], rewards, config.pairing, f"pairs/{config.seed}/{step}")
-        groups = responses_of(pairs, G if config.grpo_coef else None)  # what is learned from
+        groups = responses_of(pairs, G, whole_groups=config.grpo_coef > 0)  # what is learned from
         advantages = group_advantages(rewards).flatten().to(device)  # (P * G,)
 
-        # --- Learn: one optimizer step on the mean loss over the prompts that have a pair ---
+        # --- Learn: one optimizer step, on the mean loss over the prompts that have a pair ---
         seen = metrics.Seen(len(rollouts))
         with watch("train_s"):
+            # Over all ranks, whose gradients FSDP sums. Without any pair there is no forward and no step.
             all_groups, all_rows = all_sum([len(groups)]), all_sum(len(group) for group in groups)
             all_tokens = all_sum(len(rollouts[i].response_ids) for group in groups for i in group)
             lengths = [len(rollout.ids) for rollout in rollouts]
-            for rows in pad_to_same_count(micro_batches(groups, lengths, config.micro_batch_tokens)):
-                # Where rows is empty this is a dummy forward: FSDP needs the same count on every rank. Sums
-                # over nothing are 0; means would be NaN.
-                input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
-                chosen, rejected, pair_weights = locate_pairs(pairs, rows, device)  # (N,) each, of N pairs
+            for part in pad_to_same_count(micro_batches(groups, lengths, config.micro_batch_tokens)):
+                # part: indices of responses, groups unsplit. An empty one makes a dummy forward of padding,
+                # since FSDP needs the same count on every rank. Sums over nothing are 0; means would be NaN.
+                input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
+                chosen, rejected, pair_weights = locate_pairs(pairs, part, device)  # rows: (N,) each
                 n_tokens = mask.sum(-1).clamp(min=1)  # (B,)
                 with autocast:
-                    logps, entropy = token_logps(
+                    logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
                         policy, input_ids, mask, config.temperature, True, config.entropy_coef > 0
                     )
                     with torch.no_grad():
@@ -244,10 +249,10 @@ def main(args: list[str] | None = None) -> None:
                 scale = 1 / n_tokens if config.length_normalize else torch.ones_like(n_tokens)  # (B,)
                 ours, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale  # (B,), (B,)
 
-                # (N,), (N,) and (B, T)
+                # (N,), (N,) and (B, T): GRPO's is summed over a response's tokens
                 dpo = dpo_loss(ours[chosen], ours[rejected], refs[chosen], refs[rejected], config.beta)
                 nll = -(logps.sum(-1) / n_tokens)[chosen]
-                grpo = grpo_loss(logps, sampler_logps, advantages[rows], mask, clip_low=0.2, clip_high=0.2)
+                grpo = grpo_loss(logps, sampler_logps, advantages[part], mask, 0.2, 0.2)
                 pair_losses = pair_weights * (dpo + config.nll_coef * nll)  # (N,)
                 loss = (
                     pair_losses.sum() / all_groups
@@ -257,7 +262,7 @@ def main(args: list[str] | None = None) -> None:
                 loss.backward()
 
                 gains = ours - refs  # (B,)
-                seen.loss(loss, [rows[row] for row in chosen], pair_losses)
+                seen.loss(loss, [part[row] for row in chosen.tolist()], pair_losses)
                 seen.tokens(mask, logps - sampler_logps, kl_estimate(logps, ref_logps), entropy)
                 seen.pairs(gains[chosen] - gains[rejected], logps.sum(-1)[chosen], logps.sum(-1)[rejected])
             grad_norm = clip_gradients(policy, config.grad_clip) if all_groups else None

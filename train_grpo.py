@@ -27,7 +27,7 @@ from batch import groups_to_share, micro_batches, to_batch
 from data import MixedIterator, load_held_out, load_sources, tasks_of
 from flags import Coefficient, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
 from generate import Window, fit_tasks, load_generator
-from life import Life, join
+from life import Life, prepare
 from model import clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
 from rewards import Scorer
@@ -36,6 +36,8 @@ from sync import sync
 
 @dataclass
 class Config(TrainFlags):
+    """GRPO's own flags. The dial, --sync-every, and whatever else both scripts share: flags.TrainFlags."""
+
     run_dir: str = HfArg(default="runs/grpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every = HfArg(
         default=Every("inf"),
@@ -183,7 +185,7 @@ def main(args: list[str] | None = None) -> None:
         if config.tis_cap < 1:
             raise ValueError(f"--tis-cap {config.tis_cap:g}: a cap below 1 would shrink fresh tokens, too")
         tasks = tasks_of(config.data)  # math, chat, or both
-        device = join(config)
+        device = prepare(config)  # joins the ranks, and checks what needs no model
         dtype = getattr(torch, config.dtype)
         tokenizer = load_tokenizer(config.model)
         sources = load_sources(config.data)  # [(prompts of one task, weight)]
@@ -207,18 +209,18 @@ def main(args: list[str] | None = None) -> None:
     for step in run.steps():
         watch, sync_gap = metrics.Stopwatch(generator.busy), None
 
-        # --- Sync: the dial. It copies the policy into the generator, and proves that the copy arrived ---
+        # --- Sync: the dial. Copy the policy into the generator; sync() raises if the copy did not arrive ---
         with watch("sync_s"):
-            if step % config.sync_every == 0:  # offline syncs once: 0 % inf is 0, and 1 % inf is 1
+            if step % config.sync_every == 0:  # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
                 sync_gap = all_max([sync(policy, generator, step)])  # nats a token, on a fixed text
-                run.note_sync()  # a checkpoint needs to know what the generator holds
+                run.note_sync()  # a run resumed before the next sync gives the generator these weights back
             if step % config.sync_ref_every == 0:
                 copy_weights(policy, reference)
 
-        # --- Sample: until the next sync the generator is frozen, so its steps can be sampled ahead ---
+        # --- Sample: the window may sample coming steps early, never past the next sync ---
         with watch("trainer_idle_s"):
             batch = window.take(step)  # [(prompt, [rollout] * G)] * P
-        prompts = [prompt for prompt, group in batch for _ in group]  # P * G
+        prompts = [prompt for prompt, group in batch for _ in group]  # P * G, one a response
         rollouts = [rollout for _, group in batch for rollout in group]  # P * G
 
         # --- Score ---
@@ -235,31 +237,34 @@ def main(args: list[str] | None = None) -> None:
         with watch("train_s"):
             n_tokens = torch.tensor([len(r.response_ids) for r in rollouts], device=device)  # (P * G,)
             limits = torch.tensor([config.max_new_tokens.of(p.task) for p in prompts], device=device)
+            # Over all ranks, whose gradients FSDP sums.
             all_rows, all_tokens = all_sum([len(rollouts)]), int(all_sum(n_tokens.tolist()))
             per_token = token_weights(n_tokens, config.normalize, limits, all_rows, all_tokens)  # (P * G,)
             lengths = [len(rollout.ids) for rollout in rollouts]
-            for rows in pad_to_same_count(micro_batches(groups, lengths, config.micro_batch_tokens)):
-                # Where rows is empty this is a dummy forward: FSDP needs the same count on every rank. Sums
-                # over nothing are 0; means would be NaN.
-                input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
+            for part in pad_to_same_count(micro_batches(groups, lengths, config.micro_batch_tokens)):
+                # part: indices of responses, groups unsplit. An empty one makes a dummy forward of padding,
+                # since FSDP needs the same count on every rank. Sums over nothing are 0; means would be NaN.
+                input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
                 with autocast:
-                    logps, entropy = token_logps(policy, input_ids, mask, config.temperature, True, False)
+                    logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
+                        policy, input_ids, mask, config.temperature, True, False
+                    )
                     with torch.no_grad():
                         ref_logps = token_logps(reference, input_ids, mask, config.temperature)
-                kl = kl_estimate(logps, ref_logps)  # (B, T), as the three before it; 0 on the prompt
+                kl = kl_estimate(logps, ref_logps)  # (B, T)
 
-                A = advantages[rows]  # (B,)
+                A = advantages[part]  # (B,)
                 if config.correction == "none":  # a ratio of 1, with the gradient of one
                     losses = grpo_loss(logps, logps.detach(), A, mask, config.clip_low, config.clip_high)
                 elif config.correction == "clip":
                     losses = grpo_loss(logps, sampler_logps, A, mask, config.clip_low, config.clip_high)
                 else:
                     losses = tis_loss(logps, sampler_logps, A, mask, config.tis_cap)
-                losses = per_token[rows, None] * (losses + config.kl_coef * kl)  # (B, T)
+                losses = per_token[part, None] * (losses + config.kl_coef * kl)  # (B, T)
                 loss = losses.sum()
                 loss.backward()
 
-                seen.loss(loss, rows, losses.abs().sum(-1))
+                seen.loss(loss, part, losses.abs().sum(-1))
                 seen.tokens(mask, logps - sampler_logps, kl, entropy)
             grad_norm = clip_gradients(policy, config.grad_clip)
             if run.finite(grad_norm):

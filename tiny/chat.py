@@ -17,13 +17,15 @@ import math
 import random
 import re
 import sys
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +207,9 @@ def new_words() -> list[str]:
     return sorted(word for word in found if word not in arithmetic)
 
 
-def draw_batches(tokenizer, rng: random.Random, config: "Config", last: bool):
+def draw_batches(
+    tokenizer: PreTrainedTokenizerBase, rng: random.Random, config: "Config", last: bool
+) -> Iterator[tuple[list[make.Row], float]]:
     """As make.draw_batches: rows of this task, and as many of arithmetic, so that it is not forgotten."""
     shares = {way: rare if last else share for way, (share, rare) in WAYS.items()}
     arithmetic = make.Config()
@@ -223,7 +227,7 @@ def draw_batches(tokenizer, rng: random.Random, config: "Config", last: bool):
         yield from make.in_batches(rows, config.rows, rng)
 
 
-def train_policy(config: "Config"):
+def train_policy(config: "Config") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The arithmetic model, taught this task's words and facts; then its good ways made rare.
 
     Returns the model and its tokenizer.
@@ -247,7 +251,7 @@ CLS = "<|cls|>"
 LEVEL, PULL = 5.0, 0.001  # where scores lie, and how much that weighs
 
 
-def draw_judged(rng: random.Random, answers: int):
+def draw_judged(rng: random.Random, answers: int) -> tuple[str, list[str], list[tuple[int, int, float]]]:
     """(request, answers to it, [(one, other, share of judges who take the one)] for every two of them).
 
     Every way of answering is as likely, and so are answers whose facts are all right, half right, and another
@@ -256,11 +260,13 @@ def draw_judged(rng: random.Random, answers: int):
     animal, wanted, request = draw_request(rng, "train")
     ways, slips = rng.choices(list(WAYS), k=answers), rng.choices([0.0, 0.5, 1.0], k=answers)
     texts = [answer(animal, wanted, way, slip, rng) for way, slip in zip(ways, slips, strict=True)]
-    every = combinations(range(answers), 2)
-    return request, texts, [(i, j, share_preferring(request, texts[i], texts[j])) for i, j in every]
+    two = combinations(range(answers), 2)
+    return request, texts, [(i, j, share_preferring(request, texts[i], texts[j])) for i, j in two]
 
 
-def score(body, head, tokenizer, conversations):
+def score(
+    body: Any, head: Any, tokenizer: PreTrainedTokenizerBase, conversations: list[tuple[str, str]]
+) -> Any:
     """The scores of (request, response) pairs, (B,): the head at each conversation's last token, CLS."""
     import torch
 
@@ -275,7 +281,9 @@ def score(body, head, tokenizer, conversations):
     return head(hidden[torch.arange(len(rows)), last])[:, 0]
 
 
-def train_reward_model(policy, tokenizer, config: "Config"):
+def train_reward_model(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: "Config"
+) -> tuple[Any, Any, PreTrainedTokenizerBase]:
     """A reward model of Athene's form, the policy's body and a head: (body, head, its tokenizer).
 
     Pairs tell nothing of the level of scores, only of their differences (Bradley-Terry). A weak pull sets it:
@@ -315,7 +323,7 @@ def train_reward_model(policy, tokenizer, config: "Config"):
     return body, head, tokenizer
 
 
-def save_reward_model(body, head, tokenizer, out: Path) -> None:
+def save_reward_model(body: Any, head: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write Athene's form: weights under `model.` and `v_head.`, and CLS_ID in the config."""
     from safetensors.torch import save_file
 
@@ -371,7 +379,7 @@ def add_truth(path: str) -> float:
     return fmean(row["true_reward"] for row in rows)
 
 
-def main(args=None) -> None:
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     if config.truth:
         with one_line_errors():

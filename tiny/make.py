@@ -16,9 +16,12 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tiny/make.py` puts tiny/ on the path, not the repository
@@ -29,6 +32,7 @@ from run import write_lines  # noqa: E402
 
 # --- Problems: an expression, and the words around it ---
 
+Row = tuple[list[int], list[int], list[int], list[int]]  # ids, positions, segments, targets: of `make_row`
 SIZES = {"train": 20_000, "validation": 500, "test": 500}
 SHAPES = {"++": 3, "+-": 4, "-+": 3, "--": 2, "*+": 2, "*-": 2}  # operators, left to right: weight
 
@@ -252,7 +256,7 @@ def draw_texts(rng: random.Random) -> list[str]:
     return [STEP_BY_STEP, prompt, *(answer(expression, way, True, rng) for way in drawn)]
 
 
-def make_tokenizer(vocabulary: int, seed: int):
+def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE whose merges may cross spaces, but not digits or line ends.
 
     Bytes at the bottom: any text can be written. A digit is always a token of its own: numbers are read digit
@@ -294,7 +298,7 @@ def make_tokenizer(vocabulary: int, seed: int):
 # --- The models ---
 
 
-def make_model(family: str, tokenizer):
+def make_model(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return an untrained fp32 model of about 1M parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -329,7 +333,7 @@ def make_model(family: str, tokenizer):
     )
 
 
-def make_row(tokenizer, question: str, answers: list[str]):
+def make_row(tokenizer: PreTrainedTokenizerBase, question: str, answers: list[str]) -> Row:
     """Return one prompt followed by several answers to it, as (ids, positions, segments, targets), each (T,).
 
     Each answer continues the prompt and does not see the other answers (`segments`: 0 the prompt, then 1, 2,
@@ -349,7 +353,9 @@ def make_row(tokenizer, question: str, answers: list[str]):
     return ids, positions, segments, targets
 
 
-def draw_row(tokenizer, rng: random.Random, ways: dict[str, float], answers: int, slips: bool):
+def draw_row(
+    tokenizer: PreTrainedTokenizerBase, rng: random.Random, ways: dict[str, float], answers: int, slips: bool
+) -> Row:
     """Return a row as `make_row`, of a problem of the training split and answers in the given ways."""
     expression = draw_expression(rng, "train")
     question = MATH_PROMPT.replace("{problem}", word(expression, rng))
@@ -357,7 +363,7 @@ def draw_row(tokenizer, rng: random.Random, ways: dict[str, float], answers: int
     return make_row(tokenizer, question, [answer(expression, way, slips, rng) for way in drawn])
 
 
-def make_sheet(tokenizer, rng: random.Random, lines: int):
+def make_sheet(tokenizer: PreTrainedTokenizerBase, rng: random.Random, lines: int) -> Row:
     """Return a row as `make_row`, of worked steps that do not see each other and have no prompt.
 
     The targets are what follows each first equals sign; what stands before it is random, there is nothing to
@@ -384,7 +390,9 @@ SHEETS = (
 SHEET_LINES = 7  # as long as a row of answers
 
 
-def draw_batches(tokenizer, rng: random.Random, config: "Config", last: bool):
+def draw_batches(
+    tokenizer: PreTrainedTokenizerBase, rng: random.Random, config: "Config", last: bool
+) -> Iterator[tuple[list[Row], float]]:
     """Yield the rows of one step after another, and by what to divide the sum of their losses.
 
     Three stages: sheets of arithmetic, answers without slips, then the ways. Arithmetic is what takes the
@@ -404,7 +412,7 @@ def draw_batches(tokenizer, rng: random.Random, config: "Config", last: bool):
         yield from in_batches(rows, config.rows, rng)
 
 
-def in_batches(rows, size: int, rng: random.Random):
+def in_batches(rows: list[Row], size: int, rng: random.Random) -> Iterator[tuple[list[Row], float]]:
     """Yield `size` rows at a time, and by what to divide the sum of their losses.
 
     Rows of like length meet in a batch, so that little is padding. The divisor is the mean number of targets
@@ -419,7 +427,7 @@ def in_batches(rows, size: int, rng: random.Random):
         yield batch, targets / len(batches)
 
 
-def make_batch(rows, pad: int):
+def make_batch(rows: list[Row], pad: int) -> tuple:
     """Return input_ids, positions, targets, each (B, T), and the attention mask (B, 1, T, T); no target is
     -100."""
     import torch
@@ -434,7 +442,14 @@ def make_batch(rows, pad: int):
     return input_ids, positions, targets, (visible & causal)[:, None]
 
 
-def fit(model, batches, steps: int, peak: float, pad: int, name: str) -> None:
+def fit(
+    model: PreTrainedModel,
+    batches: Iterator[tuple[list[Row], float]],
+    steps: int,
+    peak: float,
+    pad: int,
+    name: str,
+) -> None:
     """Train the model on `draw_batches`, with a learning rate that rises to `peak` and falls again."""
     import torch
     from tqdm import tqdm
@@ -461,14 +476,16 @@ def fit(model, batches, steps: int, peak: float, pad: int, name: str) -> None:
             progress.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def make_rare(family: str, model, tokenizer, config: "Config") -> None:
+def make_rare(
+    family: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: "Config"
+) -> None:
     """The last steps: the good ways become rare, and what the model can do stays."""
     rng = random.Random(f"{config.seed} {family} last")
     batches = draw_batches(tokenizer, rng, config, last=True)
     fit(model, batches, config.last_steps, config.last_lr, tokenizer.pad_token_id, f"{family}, last")
 
 
-def train(family: str, out: Path, tokenizer, config: "Config") -> None:
+def train(family: str, out: Path, tokenizer: PreTrainedTokenizerBase, config: "Config") -> None:
     """Train one model from scratch on one core, and save it as a Hugging Face checkpoint."""
     import torch
 

@@ -19,7 +19,7 @@ from statistics import fmean
 import datasets
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tiny/ is there
@@ -83,7 +83,7 @@ def load_pairs(config: Config) -> list[tuple[list, list]]:
     return usable[:wanted]
 
 
-def train(config: Config, tokenizer, pairs: list[tuple[list, list]]) -> None:
+def train(config: Config, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[list, list]]) -> None:
     """One pass over the pairs; the model and its tokenizer are written to config.out."""
     torch.manual_seed(config.seed)
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -120,7 +120,7 @@ def pairwise_accuracy(reward_model: RewardModel, pairs: list[tuple[list, list]])
     return fmean(chosen > rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True))
 
 
-def main(args=None) -> None:
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         tokenizer, depth = load_tokenizer(config.model), load_config(config.model).num_hidden_layers
