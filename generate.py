@@ -250,6 +250,7 @@ class VLLMGenerator(Generator):
             # Nothing big is compiled on the CPU, but small functions of the engine would be, for 20 s, by a
             # C++ compiler.
             torch._dynamo.config.disable = True
+        gc.collect()  # free an engine that an error left: it is a reference cycle
         settings = engine_settings(path, dtype, max_model_len, gpu_memory)
         self.llm = vllm.LLM(**settings, enable_sleep_mode=sleeps)
 
@@ -297,7 +298,7 @@ class VLLMGenerator(Generator):
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()  # in this process it ends torch.distributed's group, too
         del self.llm
-        gc.collect()  # the engine is a reference cycle: its cache of 1 GB would outlive it
+        gc.collect()  # it is a reference cycle, with a cache of gigabytes
 
 
 def _sampled_logps(output):
