@@ -1,6 +1,7 @@
 # make demo   watch a 1M-parameter model learn by semi-online DPO, then measure it (5 minutes on 2 cores)
 # make test   lint, and the fast tests           make slow   the tests that take minutes
 # make lint   ruff alone                         make venv   only install, from requirements-$(DEVICE).txt
+# make figures  redraw the figures and tables of results/ from the runs there, without training (2 minutes)
 # make clean  remove .venv and the demo's run
 #
 # Every target sets up .venv first when it is missing or its lock has changed.
@@ -15,7 +16,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc-per-node 1
 RUN := runs/demo
 
-.PHONY: help demo test slow lint venv clean
+.PHONY: help demo figures test slow lint venv clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -26,7 +27,11 @@ demo: venv
 	@$(TORCHRUN) train_dpo.py --sync-every 10 --run-dir $(RUN)
 	@$(PY) evaluate.py --model tiny/llama --data tiny@test --n 10 --out $(RUN)/eval/seed.json
 	@$(PY) evaluate.py --model $(RUN) --data tiny@test --n 10
-	@$(PY) report.py --runs $(RUN)
+	@$(PY) tables/report.py --runs $(RUN)
+
+figures: venv
+	@for script in $(filter-out tables/run.sh tables/scales.sh,$(wildcard tables/*.sh)); do \
+	  echo "figures: $$script"; DRAW=1 bash $$script || exit 1; done
 
 test: lint
 	@echo "test: the fast tests (make slow runs the others)"
@@ -39,6 +44,7 @@ slow: venv
 lint: venv
 	@echo "lint: ruff"
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check --quiet .
 
 venv: .venv/$(LOCK)
 

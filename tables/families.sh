@@ -6,13 +6,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 name=${AT}families out=results/${AT}families table1=results/${AT}table1
-for seed in $SEEDS; do
-  for s in inf 10 1; do
-    echo "$name/qwen-dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $SHORT $DPO --model $FAMILY"
+{
+  echo "$name/qwen-seed evaluate.py --model $FAMILY"
+  for seed in $SEEDS; do
+    for s in inf 10 1; do
+      echo "$name/qwen-dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $SHORT $DPO --model $FAMILY"
+    done
+    echo "$name/qwen-grpo/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $GRPO --model $FAMILY"
   done
-  echo "$name/qwen-grpo/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $GRPO --model $FAMILY"
-done | bash tables/run.sh
-bash tables/run.sh --evaluate "$FAMILY" "$out/qwen-seed/eval/0"
-.venv/bin/python report.py --runs "$table1/"{seed,dpo-inf,dpo-10,dpo-1,grpo} \
+} | bash tables/run.sh
+.venv/bin/python tables/report.py --runs "$table1/"{seed,dpo-inf,dpo-10,dpo-1,grpo} \
   "$out/"qwen-{seed,dpo-inf,dpo-10,dpo-1,grpo} --smooth 10 $UNTIL \
   --panels reward policy_entropy length --out "$out/curves.png" --table "$out/table.md"

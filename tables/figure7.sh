@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-.venv/bin/python report.py --runs results/${AT}table3/{math,both} results/${AT}table2/dpo-1 --smooth 10 \
-  --panels entropy length reward --out "results/${AT}figure7/curves.png"
+.venv/bin/python tables/report.py --runs results/${AT}table3/{math,both} results/${AT}table2/dpo-1 \
+  --smooth 10 --panels entropy length reward --out "results/${AT}figure7/curves.png"

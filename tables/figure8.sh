@@ -11,5 +11,5 @@ for seed in $SEEDS; do
   echo "$name/group-dpo/$seed $group"
   echo "$name/group-dpo-grpo/$seed $group --grpo-coef 0.01"
 done | N=0 bash tables/run.sh
-.venv/bin/python report.py --runs "$table1/dpo-1" "results/$name/"{group-dpo,group-dpo-grpo} \
+.venv/bin/python tables/report.py --runs "$table1/dpo-1" "results/$name/"{group-dpo,group-dpo-grpo} \
   --smooth 10 $UNTIL --panels reward entropy length --out "results/$name/curves.png"

@@ -3,11 +3,19 @@
 #
 #   echo mine/first train_dpo.py --sync-every 10 | bash tables/run.sh
 #
-# A run is made in runs/NAME, every checkpoint that it exports is evaluated, and what is small of it (config,
-# metrics, evaluations) is copied to results/NAME, from where report.py draws. A run that has its results is
-# left alone: delete results/NAME to make it again. One that was cut short is made anew, so a script that was
-# interrupted can be started again. What a run prints is in runs/NAME.log.
+# NAME is TABLE/ROW or TABLE/ROW/SEED. A run is made in runs/NAME, every checkpoint that it exports is
+# evaluated, and its config, metrics and evaluations go into the archive results/TABLE/runs.jsonl.gz
+# (archive.py), from which report.py draws. The line NAME evaluate.py --model MODEL only measures a model, as
+# step 0.
 #
+# A run whose results are in the archive is left alone. To make it again, remove them:
+#
+#   python tables/archive.py remove results/mine/first
+#
+# A run that was cut short is made anew, so a script that was interrupted can be started again. What a run
+# prints is in runs/NAME.log.
+#
+#   DRAW             if set, make no runs: the tables' scripts then draw from results/ as it is (make figures)
 #   JOBS             runs side by side (2: with a thread each they use two cores better than one does)
 #   OMP_NUM_THREADS  threads of each (1)
 #   RANKS            processes of each (1)
@@ -25,11 +33,11 @@ evaluate() { # a checkpoint, and the files to write without their endings
   [[ "$CHAT" != tiny@* ]] || python tiny/chat.py --truth "$2.answers.jsonl"
 }
 
-[ -z "${CHAT:-}" ] || : "${REWARD_MODEL:?run.sh: CHAT needs a REWARD_MODEL}"
-if [ "${1:-}" = --evaluate ]; then # a checkpoint that was not trained here, unless it has been
-  [ -e "$3.json" ] || evaluate "$2" "$3"
+if [ -n "${DRAW:-}" ]; then
+  cat >/dev/null # who writes the lines would fail if nobody read them
   exit
 fi
+[ -z "${CHAT:-}" ] || : "${REWARD_MODEL:?run.sh: CHAT needs a REWARD_MODEL}"
 if [ "${1:-}" != --one ]; then
   exec xargs -P "${JOBS:-2}" -d '\n' -n 1 bash tables/run.sh --one
 fi
@@ -45,27 +53,27 @@ fail() { # 255: xargs starts no more
   exit 255
 }
 exec 3>&1
-if [ -e "$kept/command.txt" ]; then
-  [ "$(cat "$kept/command.txt")" = "$command" ] || fail "$kept was made by another command; delete it"
-  exit
-fi
-[ -z "$(find "$kept" -mindepth 2 -name command.txt 2>/dev/null)" ] || fail "$kept holds other runs"
+has=$(python tables/archive.py has "$kept" "$command" 2>&1) || fail "$has"
+[ "$has" != yes ] || exit 0
 mkdir -p "$(dirname "$run")"
 exec 9>"$run.lock" # held as long as any process of the run lives
 flock -n 9 || fail "is being made by another process"
-rm -rf "$run" "$kept"
+rm -rf "$run"
 echo "$(date +%T) $name: $command"
 exec >"$run.log" 2>&1
 trap 'fail "failed, see $run.log"' ERR
 
-# shellcheck disable=SC2086 # the command's words
-torchrun --standalone --nproc-per-node "${RANKS:-1}" $command --run-dir "$run"
-[[ "$command" != *chat=tiny* ]] || python tiny/chat.py --truth "$run"
-mkdir -p "$run/eval"
-for checkpoint in "$run"/export/*; do
-  [ "${N:-10}" != 0 ] || break
-  evaluate "$checkpoint" "$run/eval/$(basename "$checkpoint")"
-done
-mkdir -p "$kept"
-cp -r "$run"/{config.json,metrics.jsonl,eval} "$kept/"
-echo "$command" >"$kept/command.txt" # last: it says that the results are whole
+if [[ "$command" == "evaluate.py --model "* ]]; then
+  mkdir -p "$run/eval"
+  evaluate "${command#evaluate.py --model }" "$run/eval/0"
+else
+  # shellcheck disable=SC2086 # the command's words
+  torchrun --standalone --nproc-per-node "${RANKS:-1}" $command --run-dir "$run"
+  [[ "$command" != *chat=tiny* ]] || python tiny/chat.py --truth "$run"
+  mkdir -p "$run/eval"
+  for checkpoint in "$run"/export/*; do
+    [ "${N:-10}" != 0 ] || break
+    evaluate "$checkpoint" "$run/eval/$(basename "$checkpoint")"
+  done
+fi
+python tables/archive.py add "$kept" "$run" "$command" # last: only whole results are kept

@@ -11,5 +11,6 @@ for seed in $SEEDS; do
     echo "$name/$how/$seed train_grpo.py --sync-every 10 --correction $how --seed $seed $SHORT $GRPO"
   done
 done | bash tables/run.sh
-.venv/bin/python report.py --runs "results/${AT}table1/grpo" "$out/"{none,clip,tis} --smooth 10 $UNTIL \
-  --panels reward entropy ratio_max bound_frac kl_ref --out "$out/curves.png" --table "$out/table.md"
+.venv/bin/python tables/report.py --runs "results/${AT}table1/grpo" "$out/"{none,clip,tis} \
+  --smooth 10 $UNTIL --panels reward entropy ratio_max bound_frac kl_ref \
+  --out "$out/curves.png" --table "$out/table.md"

@@ -15,5 +15,5 @@ cd "$(dirname "$0")/.."
     echo "sweep/grpo-lr$lr train_grpo.py --sync-every 1 --lr $lr --steps 200 --save-every 100 --seed 100"
   done
 } | DATA=tiny@validation N=4 bash tables/run.sh
-.venv/bin/python report.py --smooth 10 --out results/sweep/curves.png --table results/sweep/table.md \
+.venv/bin/python tables/report.py --smooth 10 --out results/sweep/curves.png --table results/sweep/table.md \
   --runs results/sweep/dpo-{inf,1}-lr{2.5e-5,5e-5,1e-4} results/sweep/grpo-lr{5e-5,1e-4,2e-4,4e-4}

@@ -17,7 +17,7 @@ source tables/scales.sh laptop
     echo "sweep_chat/grpo-lr$lr train_grpo.py --sync-every 1 --seed 100 $LONG $CHAT chat=tiny --lr $lr"
   done
 } | DATA=tiny@validation N=1 CHAT=tiny@validation bash tables/run.sh
-.venv/bin/python report.py \
+.venv/bin/python tables/report.py \
   --runs results/sweep_chat/{dpo-{1,inf}-beta{0.1-lr{1e-4,2e-4},0.01-lr5e-5},grpo-lr{2e-4,4e-4}} \
   --panels reward ${TRUTH:-} length policy_entropy --smooth 10 --out results/sweep_chat/curves.png \
   --chat-table results/sweep_chat/table.md --chat-step "$LAST"

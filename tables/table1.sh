@@ -5,13 +5,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 name=${AT}table1 out=results/${AT}table1
-for seed in $SEEDS; do
-  for s in inf 100 10 1; do
-    echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
+{
+  echo "$name/seed evaluate.py --model $MODEL"
+  for seed in $SEEDS; do
+    for s in inf 100 10 1; do
+      echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
+    done
+    echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $LONG $GRPO"
   done
-  echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $LONG $GRPO"
-done | bash tables/run.sh
-bash tables/run.sh --evaluate "$MODEL" "$out/seed/eval/0"
-.venv/bin/python report.py --runs "$out/"{seed,dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
+} | bash tables/run.sh
+.venv/bin/python tables/report.py --runs "$out/"{seed,dpo-inf,dpo-100,dpo-10,dpo-1,grpo} --smooth 10 \
   --panels reward entropy policy_entropy length staleness --out "$out/curves.png" \
   --table "$out/table.md" --paper table1

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-import report
+from tables import archive, report
 
 
 def write_run(directory, evals, steps=3):
@@ -56,8 +56,34 @@ def test_accuracy_is_the_mean_over_training_seeds_and_its_standard_error(table1)
 def test_rows_measured_unlike_do_not_stand_in_one_table(table1):
     """A gain between two benchmarks. Break: drop check_alike in write_table."""
     write_evals(table1 / "seed", {0: 0.25}, data="math500.jsonl")
+    rows = {name: report.read_row(table1 / name) for name in ("seed", "dpo-1")}
     with pytest.raises(ValueError, match="another data .math500.jsonl and tiny@test.; evaluate all alike"):
-        report.write_table({name: table1 / name for name in ("seed", "dpo-1")}, None, None, table1 / "t.md")
+        report.write_table(rows, None, None, table1 / "t.md")
+
+
+@pytest.fixture
+def keep():
+    """Put all runs in a folder into the archive of another, as run.sh does."""
+
+    def call(folder, table):
+        for path in sorted(folder.rglob("eval")):
+            run = path.parent
+            archive.add(str(table / run.relative_to(folder)), run, f"train --out {run.name}")
+
+    return call
+
+
+def test_an_archive_gives_the_same_table_as_the_run_directories(table1, keep, tmp_path_factory):
+    """A row that loses a seed, or a number, when its runs are kept. Break: `run.name.startswith(name)` in
+    archive.select, which takes dpo-10 for a seed of dpo-1."""
+    write_run(table1 / "dpo-10" / "0", {100: 0.1, 200: 0.1})
+    kept = tmp_path_factory.mktemp("results")
+    keep(table1, kept)
+    assert [path.name for path in kept.iterdir()] == [archive.FILE]
+    flags = "--paper", "table1"
+    assert make_table(kept, *flags) == make_table(table1, *flags)
+    assert (kept / "table.json").read_bytes() == (table1 / "table.json").read_bytes()
+    assert (kept / "curves.png").read_bytes() == (table1 / "curves.png").read_bytes()
 
 
 def test_what_comes_after_until_is_left_out(table1):
@@ -77,15 +103,20 @@ def test_the_figure_shows_one_step_of_all_rows():
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--runs", "{}/nowhere"], "nowhere: not a run directory"),
+        (["--runs", "{}/nowhere"], "nowhere: not a run directory, and"),
         (["--runs", "{}/dpo-1", "--panels", "rewards"], "--panels rewards: not a metric of dpo-1"),
         (["--runs", "{}/dpo-1", "--panels", "reward", "--paper", "table1"], "--paper table1: needs --table"),
         (["--runs", "{}/dpo-2", "--panels", "reward", "--table", "t.md"], "dpo-2 has no eval/STEP.json yet"),
+        (["--runs", "{}/dpo-3", "--panels", "reward"], "dpo-3: a run without a single step"),
+        (["--runs", "{}/kept/dpo-1", "--panels", "reward"], "kept/dpo-1 is no folder to put it in"),
+        (["--runs", "{}/kept/dpo-9"], "kept/dpo-9: not a run directory, and"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(table1, capfd, flags, line):
     """A traceback for a misspelt name. Break: leave out one_line_errors."""
     write_run(table1 / "dpo-2" / "0", {})
+    write_run(table1 / "dpo-3", {}, steps=0)
+    archive.add(str(table1 / "kept" / "dpo-1"), table1 / "dpo-1" / "0", "train")
     with pytest.raises(SystemExit) as exit:
         report.main([flag.format(table1) for flag in flags])
     assert exit.value.code == 2 and line in capfd.readouterr().err
@@ -128,13 +159,13 @@ def test_report_of_a_run(tmp_path, capsys):
 
 
 def test_report_refuses_to_compare_what_was_measured_differently(tmp_path):
-    """A gain between two benchmarks. Break: drop the check in read_evals."""
+    """A gain between two benchmarks. Break: drop the check in first_and_last."""
     (tmp_path / "eval").mkdir()
     alike = {"problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 64}
     (tmp_path / "eval" / "seed.json").write_text(json.dumps({"data": "tiny@test", **alike}))
     (tmp_path / "eval" / "3.json").write_text(json.dumps({"data": "math500.jsonl", **alike}))
     with pytest.raises(ValueError, match="another data"):
-        report.read_evals(tmp_path)
+        report.first_and_last(archive.read_directory(tmp_path, "run"))
 
 
 def write_answers(run, step, rewards, **more):
@@ -158,6 +189,17 @@ def chat(tmp_path):
         write_run(tmp_path / "dpo-1" / str(seed), {100: 0.4})
         write_answers(tmp_path / "dpo-1" / str(seed), 100, [3.0, 4.0, 5.0 + 3 * seed], true_reward=truths)
     return tmp_path
+
+
+def test_an_archive_gives_the_same_chat_table(chat, keep, tmp_path_factory):
+    """Answers without what the table is made of. Break: drop "length" from archive.ANSWER."""
+    kept = tmp_path_factory.mktemp("results")
+    keep(chat, kept)
+    for folder in (chat, kept):
+        rows = {name: report.read_row(folder / name) for name in ("seed", "dpo-1")}
+        report.write_chat_table(rows, 100, "table2", folder / "chat.md")
+    for name in ("chat.md", "chat.json"):
+        assert (kept / name).read_bytes() == (chat / name).read_bytes()
 
 
 def test_chat_table_by_hand(chat, capsys):
@@ -185,7 +227,7 @@ def test_chat_table_by_hand(chat, capsys):
         (lambda chat: write_answers(chat / "dpo-1" / "1", 100, [1.0] * 3), "a part of the answers"),
         (lambda chat: write_answers(chat / "seed", 0, [1.0], true_reward=[1.0]), "answer different requests"),
         (lambda chat: (chat / "dpo-1" / "0" / "eval" / "100.answers.jsonl").unlink(), "evaluate with CHAT"),
-        (lambda chat: write_run(chat / "dpo-5" / "0", {100: 0.4}), "dpo-5/0/eval/100.chat.json"),
+        (lambda chat: write_run(chat / "dpo-5" / "0", {100: 0.4}), "dpo-5/0 has no eval/100.chat.json"),
         (
             lambda chat: (
                 write_run(chat / "dpo-5" / "0", {100: 0.4}),
@@ -200,6 +242,6 @@ def test_chat_is_compared_alike(chat, change, message):
     """Rows side by side that were judged by different rewards, on other requests or seeds, or measured
     differently. Break: each check alone."""
     change(chat)
-    rows = {path.name: path for path in sorted(chat.iterdir()) if path.is_dir()}
+    rows = {path.name: report.read_row(path) for path in sorted(chat.iterdir()) if path.is_dir()}
     with pytest.raises(ValueError, match=message):
         report.write_chat_table(rows, 100, None, chat / "chat.md")

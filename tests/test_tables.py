@@ -1,4 +1,4 @@
-"""The scripts in tables/ without training anything: what they would run and draw, and what run.sh keeps."""
+"""The scripts in tables/ without training anything: what they run, what they draw, and what run.sh keeps."""
 
 import fcntl
 import json
@@ -6,20 +6,25 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import evaluate
-import report
 import train_dpo
 import train_grpo
-from run import parse_flags
+from flags import parse_flags
+from metrics import GLOSSARY
+from tables import archive, paper, report
 
 ROOT = Path(train_dpo.__file__).parent
-PROGRAMS = {f"{script.__name__}.py": script for script in (train_dpo, train_grpo, evaluate, report)}
+PROGRAMS = {
+    "train_dpo.py": train_dpo, "train_grpo.py": train_grpo, "evaluate.py": evaluate,
+    "tables/report.py": report,
+}  # fmt: skip
 TABLES = sorted({path.name for path in (ROOT / "tables").glob("*.sh")} - {"run.sh", "scales.sh"})
-DRAWN_ONLY = {"figure3.sh", "figure7.sh", "figure9.sh"}  # from the runs of other scripts
+DRAWN_ONLY = {"dial.sh", "figure3.sh", "figure7.sh", "figure9.sh"}  # from the runs of other scripts
 SCALES = ("laptop", "gpu", "paper")
 
 
@@ -32,7 +37,7 @@ def write_program(path, *lines):
 
 def bash(folder, *args, lines="", **settings):
     """Run a script with lines on its standard input, and of run.sh's settings these alone."""
-    ours = {"JOBS", "OMP_NUM_THREADS", "RANKS", "DATA", "N", "CHAT", "REWARD_MODEL"}
+    ours = {"DRAW", "JOBS", "OMP_NUM_THREADS", "RANKS", "DATA", "N", "CHAT", "REWARD_MODEL"}
     environment = {name: value for name, value in os.environ.items() if name not in ours} | settings
     return subprocess.run(
         ["bash", *args], cwd=folder, env=environment, input=lines, capture_output=True, text=True, timeout=60
@@ -47,8 +52,7 @@ def printing(tmp_path_factory):
     """A folder with the scripts, where all that they call only prints what it was asked for."""
     folder = tmp_path_factory.mktemp("repository")
     shutil.copytree(ROOT / "tables", folder / "tables")
-    evaluate = '[ "${1:-}" != --evaluate ] || { echo "evaluate.py --model $2 --out $3.json"; exit; }'
-    write_program(folder / "tables" / "run.sh", evaluate, 'sed "s/^/${N:-10} /"')
+    write_program(folder / "tables" / "run.sh", 'sed "s/^/${N:-10} /"')
     write_program(folder / ".venv" / "bin" / "python", 'echo "$@"')
     return folder
 
@@ -79,7 +83,7 @@ def parse(program, flags):
 
 
 def row_of(name):
-    """The folder of runs that differ in their seed, as report.py takes it: table1/grpo/2 -> table1/grpo."""
+    """The row of runs that differ in their seed, as report.py takes it: table1/grpo/2 -> table1/grpo."""
     return re.sub(r"/\d+$", "", name)
 
 
@@ -93,11 +97,15 @@ def test_runs_have_flags_names_and_seeds_of_their_own(plans, table, scale):
     runs, _ = plans[scale][table]
     seeds = {}  # row: the seeds of its runs
     for _, name, program, flags in runs:
-        seed, row = parse(program, flags).seed, row_of(name)
-        assert name in (row, f"{row}/{seed}")
-        seeds.setdefault(row, []).append(seed)
-    # A choice is made on a training seed that no table uses; wildchat.sh shows that one run works.
-    expected = {"sweep.sh": [100], "sweep_chat.sh": [100], "wildchat.sh": [0]}.get(table, [0, 1, 2])
+        config, row = parse(program, flags), row_of(name)
+        if program == "evaluate.py":  # a model that is not trained has no training seed
+            assert row == name and flags == ["--model", config.model]  # all that run.sh reads of such a line
+            continue
+        assert name in (row, f"{row}/{config.seed}")
+        seeds.setdefault(row, []).append(config.seed)
+    # A choice is made on a training seed that no table uses; two scripts show that one run works.
+    one = {"sweep.sh": [100], "sweep_chat.sh": [100], "smollm2.sh": [0], "wildchat.sh": [0]}
+    expected = one.get(table, [0, 1, 2])
     assert {row: found for row, found in seeds.items() if found != expected} == {}
     assert len({name for _, name, _, _ in runs}) == len(runs) and (runs == []) == (table in DRAWN_ONLY)
 
@@ -106,20 +114,20 @@ def rows_made(plans):
     """The rows of runs that the scripts of a scale leave: {row: (program, steps, whether evaluated)}."""
     runs = [run for runs, _ in plans.values() for run in runs]
     return {
-        f"results/{row_of(name)}": (program, parse(program, flags).steps, n > 0)
+        f"results/{row_of(name)}": (program, getattr(parse(program, flags), "steps", None), n > 0)
         for n, name, program, flags in runs
     }
 
 
-def seed_rows(plans):
-    """The rows that only hold an evaluation: {row}."""
-    own = [command for _, commands in plans.values() for command in commands if command[0] == "evaluate.py"]
-    return {str(Path(parse(*command).out).parents[1]) for command in own}
-
-
 def metrics_of(program):
-    """The keys that a train script logs, timings aside."""
-    return set(re.findall(r'^ {12}"(\w+)": ', (ROOT / program).read_text(), re.M))
+    """The keys that a train script logs, by the glossary."""
+    other = {"train_dpo.py": "GRPO: ", "train_grpo.py": "DPO: "}[program]
+    return {
+        key
+        for keys, meaning in GLOSSARY.items()
+        for key in keys.split(", ")
+        if key != "true_reward" and not meaning.startswith(other)
+    }
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -129,26 +137,63 @@ def test_what_is_drawn_was_made(plans, table, scale):
     the paper's numbers beside no row, or a row that was trained for longer than the others.
 
     Breaks: figure1 for table1 in a --runs; a name without ${AT}; ratio_max in figure3.sh; N=0 in table5.sh;
-    grpo-16 in table5.sh; no $UNTIL in figure6.sh.
+    grpo-16 in table5.sh; no $UNTIL in figure6.sh; no line for the seed model in table1.sh.
     """
     _, commands = plans[scale][table]
-    (config,) = (parse(*command) for command in commands if command[0] == "report.py")
-    made, rows = rows_made(plans[scale]), set(config.runs) - seed_rows(plans[scale])
-    assert rows <= made.keys()
-    programs, steps, evaluated = (set(column) for column in zip(*(made[row] for row in rows), strict=True))
+    (config,) = (parse(*command) for command in commands if command[0] == "tables/report.py")
+    made = rows_made(plans[scale])
+    assert set(config.runs) <= made.keys()
+    trained = [made[row] for row in config.runs if made[row][0] != "evaluate.py"]
+    programs, steps, evaluated = (set(column) for column in zip(*trained, strict=True))
     embedded = "chat=tiny" in json.dumps(plans[scale][table])  # whose true reward tiny/chat.py adds
     known = {"true_reward"} if embedded else set()
     assert set(config.panels) <= known | set.intersection(*(metrics_of(program) for program in programs))
     assert evaluated == {True} or not config.table
     assert len(steps) == 1 or config.until == min(steps)
     if config.paper:
-        assert {Path(row).name for row in config.runs} == report.PAPER[config.paper].keys()
+        assert {Path(row).name for row in config.runs} == paper.ROWS[config.paper].keys()
 
 
 def test_another_scale_is_refused(printing):
     """A misspelt scale taken for the laptop's. Break: `laptop | *)` in scales.sh."""
     done = bash(printing, "tables/table1.sh", "gpus")
     assert (done.returncode, done.stdout) == (2, "") and "laptop, gpu or paper, not gpus" in done.stderr
+
+
+# --- make figures ---
+
+
+def figures(folder):
+    """The figures and tables in the results of a folder."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in (folder / "results").glob("*/*")
+        if path.name in ("curves.png", "table.md", "table.json", "table.png")
+    )
+
+
+@pytest.mark.slow
+def test_the_archives_are_enough_to_redraw_every_figure_and_table(tmp_path):
+    """Results that nobody can redraw, because a number of theirs is not kept. Break: drop "true_reward" from
+    ANSWER in archive.py and add the runs of table 2 again; or drop a row from a --runs."""
+    copied = [ROOT / "Makefile", *ROOT.glob("requirements-*.txt"), *ROOT.glob("*.py")]
+    for path in copied:
+        shutil.copy(path, tmp_path)
+    for name in ("judge", "grader", "tables", "results"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    drawn = figures(ROOT)
+    for name in drawn:
+        (tmp_path / name).unlink()
+    done = subprocess.run(["make", "figures"], cwd=tmp_path, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert len(drawn) > 30 and figures(tmp_path) == drawn
+    for name in drawn:
+        if name.endswith(".png"):  # which other versions of matplotlib draw a little differently
+            assert (tmp_path / name).stat().st_size > 10_000
+        else:
+            assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes(), name
+    assert not (tmp_path / "runs").exists()  # nothing was trained
 
 
 # --- run.sh ---
@@ -158,20 +203,33 @@ LINE = "mine/first train_dpo.py --sync-every 10"
 
 @pytest.fixture
 def repository(tmp_path):
-    """A folder with tables/run.sh and programs that leave what a run and an evaluation leave, at once."""
+    """A folder with tables/run.sh and programs that leave what a run and an evaluation leave, at once.
+
+    An "evaluation" holds the command that made it, and so do the one answer and the true reward added to it.
+    """
     (tmp_path / "tables").mkdir()
-    shutil.copy(ROOT / "tables" / "run.sh", tmp_path / "tables")
+    for name in ("tables/run.sh", "tables/archive.py", "run.py", "flags.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
     # The last argument of the one is --run-dir's, that of the other (evaluate.py) is --out's.
-    leave = ['mkdir -p "${!#}"/export/{5,10}', 'touch "${!#}"/{config.json,metrics.jsonl}']
+    leave = [
+        'mkdir -p "${!#}"/export/{5,10}',
+        'echo "{}" >"${!#}"/config.json',
+        'touch "${!#}"/metrics.jsonl',
+    ]
     write_program(tmp_path / ".venv" / "bin" / "torchrun", *leave)
     write_program(
-        tmp_path / ".venv" / "bin" / "python", 'mkdir -p "$(dirname "${!#}")"', 'echo "$@" >"${!#}"'
+        tmp_path / ".venv" / "bin" / "python",
+        f'[ "$1" != tables/archive.py ] || exec {sys.executable} "$@"',
+        """printf '{"made_by": "%s"}\\n' "$*" >"${!#}" """,
+        """[[ "$*" != *--answers* ]] || echo '{"id": "q", "reward": 1}' >"${!#%.chat.json}.answers.jsonl" """,
+        """[[ "$*" != *--truth* ]] || echo '{"id": "q", "reward": 1, "true_reward": 0.5}' >"${!#}" """,
     )
     return tmp_path
 
 
-def files(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+def results(repository):
+    """What the archive of "mine" holds."""
+    return archive.read(repository / "results" / "mine")
 
 
 def test_a_run_is_made_evaluated_and_kept_once(repository):
@@ -179,23 +237,39 @@ def test_a_run_is_made_evaluated_and_kept_once(repository):
 
     Breaks: drop the last line of run.sh; drop the exit of a run that has its results.
     """
-    done, kept = bash(repository, "tables/run.sh", lines=LINE), repository / "results" / "mine" / "first"
+    done = bash(repository, "tables/run.sh", lines=LINE)
     assert done.returncode == 0 and done.stdout.endswith(" mine/first: train_dpo.py --sync-every 10\n")
-    evaluated = {"eval/5.json", "eval/10.json"}
-    assert files(kept) == {"config.json", "metrics.jsonl", "command.txt", *evaluated}
-    assert (kept / "command.txt").read_text() == "train_dpo.py --sync-every 10\n"
-    command = (kept / "eval" / "5.json").read_text()
-    assert "--model runs/mine/first/export/5 --data tiny@test --n 10 " in command
+    (run,) = results(repository)
+    assert (run.name, run.command) == ("first", "train_dpo.py --sync-every 10")
+    assert (run.config, run.metrics, run.evaluations.keys()) == ({}, [], {"5", "10"})
+    made_by = run.evaluations["5"]["made_by"]
+    assert "--model runs/mine/first/export/5 --data tiny@test --n 10 " in made_by
 
     shutil.rmtree(repository / "runs")
     again = bash(repository, "tables/run.sh", lines=LINE)
     assert (again.returncode, again.stdout) == (0, "") and not (repository / "runs").exists()
 
 
+def test_runs_side_by_side_are_all_kept(repository):
+    """Two runs that end together, of which the archive keeps one. Break: drop flock in archive.py."""
+    lines = "\n".join(f"mine/first/{seed} train_dpo.py --seed {seed}" for seed in range(6))
+    assert bash(repository, "tables/run.sh", lines=lines, JOBS="6", N="0").returncode == 0
+    assert [run.seed for run in results(repository)] == list("012345")
+
+
+def test_drawing_makes_no_runs(repository):
+    """`make figures` that trains for a day, or fails for runs that are not there yet but only drawn later.
+    Break: drop the line of DRAW in run.sh."""
+    many = "\n".join([LINE] * 10_000)  # more than a pipe holds: a writer without a reader would fail
+    done = bash(repository, "-c", "set -o pipefail; cat | bash tables/run.sh", lines=many, DRAW="1")
+    assert (done.returncode, done.stdout) == (0, "") and not (repository / "runs").exists()
+
+
 def test_no_samples_no_evaluation(repository):
     """A figure's runs that take twice their time. Break: drop the break of N=0."""
     assert bash(repository, "tables/run.sh", lines=LINE, N="0").returncode == 0
-    assert not any("eval" in name for name in files(repository / "results"))
+    (run,) = results(repository)
+    assert run.evaluations == {}
 
 
 def test_chat_is_evaluated_where_it_is_asked_for(repository):
@@ -204,22 +278,22 @@ def test_chat_is_evaluated_where_it_is_asked_for(repository):
     done = bash(repository, "tables/run.sh", lines=LINE, CHAT="tiny@test")
     assert done.returncode != 0 and "CHAT needs a REWARD_MODEL" in done.stderr and done.stdout == ""
     bash(repository, "tables/run.sh", lines=LINE, CHAT="tiny@test", REWARD_MODEL="rm", N="3")
-    kept = repository / "results" / "mine" / "first" / "eval"
+    (run,) = results(repository)
     for step in ("5", "10"):
-        assert "--data tiny@test --n 3 " in (kept / f"{step}.json").read_text()
-        asked = (kept / f"{step}.chat.json").read_text()
+        assert "--data tiny@test --n 3 " in run.evaluations[step]["made_by"]
+        asked = run.chat[step]["made_by"]
         assert "--data chat=tiny@test --reward-model rm --n 1 --answers runs/mine/first/eval/" in asked
-        assert "tiny/chat.py --truth" in (kept / f"{step}.answers.jsonl").read_text()
+        assert run.answers[step] == [{"id": "q", "reward": 1.0, "true_reward": 0.5}]
 
 
-def test_a_model_that_was_not_trained_is_evaluated_once(repository):
-    """The seed's row measured again each time a table is drawn. Break: drop `[ -e ...`."""
-    for _ in range(2):
-        bash(repository, "tables/run.sh", "--evaluate", "tiny/llama", "results/seed/eval/0")
-        found = repository / "results" / "seed" / "eval" / "0.json"
-        assert found.read_text().startswith(("evaluate.py --model tiny/llama", "kept"))
-        found.write_text("kept")
-    assert found.read_text() == "kept"
+def test_a_model_that_was_not_trained_is_evaluated_as_step_0(repository):
+    """A table's seed row that is missing, or is trained. Break: `evaluate.py --models` in run.sh."""
+    assert bash(repository, "tables/run.sh", lines="mine/seed evaluate.py --model tiny/llama").returncode == 0
+    (run,) = results(repository)
+    assert (run.name, run.metrics, run.config) == ("seed", None, None)
+    assert run.evaluations["0"]["made_by"].startswith(
+        "evaluate.py --model tiny/llama --data tiny@test --n 10 "
+    )
 
 
 def test_results_of_another_command_are_not_taken_for_a_runs_own(repository):
@@ -227,23 +301,28 @@ def test_results_of_another_command_are_not_taken_for_a_runs_own(repository):
     bash(repository, "tables/run.sh", lines=LINE)
     done = bash(repository, "tables/run.sh", lines=f"{LINE} --lr 1e-5")
     assert done.returncode != 0 and len(done.stdout.splitlines()) == 1
-    assert "mine/first: results/mine/first was made by another command" in done.stdout
+    assert "mine/first: results/mine/first was made by another command; remove it: python " in done.stdout
+    remedy = done.stdout.strip().partition("remove it: ")[2].split()
+    assert subprocess.run([sys.executable, *remedy[1:]], cwd=repository).returncode == 0
+    assert bash(repository, "tables/run.sh", lines=f"{LINE} --lr 1e-5").returncode == 0
+    assert [run.command for run in results(repository)] == ["train_dpo.py --sync-every 10 --lr 1e-5"]
 
 
 @pytest.mark.parametrize("program", ["torchrun", "python"])
 def test_a_run_that_fails_says_where_to_look_and_is_made_anew(repository, program):
     """Half a run among the results, or a traceback that nobody sees. Break: drop `trap ... ERR`."""
     shutil.copytree(repository / ".venv", repository / "sound")
-    write_program(repository / ".venv" / "bin" / program, "echo out of memory >&2", "exit 1")
+    archived = f'[ "$1" != tables/archive.py ] || exec {sys.executable} "$@"'
+    write_program(repository / ".venv" / "bin" / program, archived, "echo out of memory >&2", "exit 1")
     done = bash(repository, "tables/run.sh", lines=LINE)
     assert done.returncode != 0
     assert done.stdout.splitlines()[1:] == ["mine/first: failed, see runs/mine/first.log"]
     assert "out of memory" in (repository / "runs" / "mine" / "first.log").read_text()
-    assert files(repository / "results") == set()
+    assert results(repository) == []
 
     shutil.copytree(repository / "sound", repository / ".venv", dirs_exist_ok=True)
     assert bash(repository, "tables/run.sh", lines=LINE).returncode == 0
-    assert (repository / "results" / "mine" / "first" / "command.txt").exists()
+    assert [run.name for run in results(repository)] == ["first"]
 
 
 def test_a_run_that_is_being_made_is_left_alone(repository):
