@@ -1,7 +1,7 @@
 # make demo   watch a 1M-parameter model learn by semi-online DPO, then measure it (5 minutes on 2 cores)
 # make test   lint, and the fast tests           make slow   the tests that take minutes
 # make lint   ruff alone                         make venv   only install, from requirements-$(DEVICE).txt
-# make figures  redraw the figures and tables of results/ from the runs there, without training (2 minutes)
+# make figures  redraw the figures and tables of results/ from the runs there, without training (minutes)
 # make clean  remove .venv and the demo's run
 #
 # Every target sets up .venv first when it is missing or its lock has changed.

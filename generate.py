@@ -1,6 +1,5 @@
 """Turn prompts into rollouts: vLLM samples, or plain transformers where vLLM does not install."""
 
-import gc
 import hashlib
 import importlib.util
 import logging
@@ -24,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data import MixedIterator, Prompt
 from flags import Limits, TrainFlags
-from model import load_config, load_policy, load_tokenizer, token_logps
+from model import load_config, load_policy, load_tokenizer, release_memory, token_logps
 from ranks import all_max, gather, rank
 from serve import Servers, engine_settings, in_background
 from sync import load_in_worker
@@ -250,7 +249,7 @@ class VLLMGenerator(Generator):
             # Nothing big is compiled on the CPU, but small functions of the engine would be, for 20 s, by a
             # C++ compiler.
             torch._dynamo.config.disable = True
-        gc.collect()  # free an engine that an error left: it is a reference cycle
+        release_memory()  # of an engine that an error left
         settings = engine_settings(path, dtype, max_model_len, gpu_memory)
         self.llm = vllm.LLM(**settings, enable_sleep_mode=sleeps)
 
@@ -298,7 +297,7 @@ class VLLMGenerator(Generator):
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()  # in this process it ends torch.distributed's group, too
         del self.llm
-        gc.collect()  # it is a reference cycle, with a cache of gigabytes
+        release_memory()
 
 
 def _sampled_logps(output):

@@ -1,6 +1,7 @@
 """The policy, a Hugging Face causal language model: load, shard, and compute per-token log-probs."""
 
 import ctypes
+import gc
 import math
 import sys
 from collections.abc import Iterator
@@ -101,6 +102,14 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(-4, 0)  # M_MMAP_MAX: no piece comes straight from Linux, however large
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing at the heap's end goes back
+
+
+def release_memory() -> None:
+    """Free what only reference cycles hold, such as a closed engine, and hand it back to Linux."""
+    gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim:
+        malloc_trim(0)
 
 
 def check_attention(attention: str, dtype: str) -> None:

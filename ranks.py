@@ -22,6 +22,11 @@ PATIENCE = timedelta(hours=2)
 T = TypeVar("T")
 
 
+def launch(ranks: int) -> list[str]:
+    """The arguments between `python` and a script that start it on so many ranks of this machine."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+
+
 def init_ranks() -> tuple[int, int, torch.device]:
     """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world size, device)."""
     if not dist.is_initialized():

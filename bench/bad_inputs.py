@@ -2,13 +2,13 @@
 
     python bench/bad_inputs.py        # a quarter of an hour on 2 cores; a full disk needs Linux's `unshare`
 
-Three lists. REFUSED are commands that cannot work: each must end with status 2 and one line, before anything
-is written. RESUMED are runs to which something happens that they can be resumed after: each must end with the
-metrics and the weights, bit for bit, of a run to which nothing happened. STOPPED are faults that are put into
-the program by hand, a line of Python each, as no input makes them: each must be caught, by name.
+Three lists. REFUSED (tests/bad_inputs.py) are commands that cannot work: each must end with status 2 and one
+line that says what is wrong, before anything is written. RESUMED are runs to which something happens that
+they can be resumed after: each must end with the metrics and the weights, bit for bit, of a run to which
+nothing happened. STOPPED are faults that are put into the program by hand, a line of Python each, as no input
+makes them: each must be caught, by name.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,10 +17,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from tqdm import tqdm
@@ -29,74 +29,12 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from bench.kills import same, steps_of, torchrun  # noqa: E402
-from run import parse_flags, surroundings, write_json, write_text  # noqa: E402
+from bench.kills import same, wait_for_step  # noqa: E402
+from flags import parse_flags  # noqa: E402
+from ranks import launch  # noqa: E402
+from run import surroundings, write_json, write_text  # noqa: E402
+from tests.bad_inputs import DPO, REFUSED, SMALL, lines_of, snapshot, words_of, write_files  # noqa: E402
 
-DPO, GRPO, EVALUATE = "train_dpo.py", "train_grpo.py", "evaluate.py"
-SMALL = "--data tiny@validation --steps 6 --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32"
-SMALL += " --lr 1e-3 --sync-every 3 --save-every 2 --keep 3 --engine transformers"
-
-FILES = {  # name: content
-    "empty.jsonl": "",
-    "broken.jsonl": '{"problem": "1 + 1?", "answer": "2"}\n{"problem": "cut he',
-    "fields.jsonl": '{"text": "What?"}\n',
-    "golds.jsonl": '{"problem": "Which?", "answer": "\\\\frac{1}{"}\n',
-    "good.jsonl": '{"problem": "What is 1 + 1?", "answer": "2"}\n',
-    "chat.jsonl": '{"instruction": "Hi"}\n',
-    "folder/note.txt": "no model\n",
-    "used/metrics.jsonl": "{}\n",
-    "file": "",
-}
-REFUSED = [  # script, flags; {} is a folder with FILES, in which run/ is a finished run of SMALL
-    (DPO, "--sync-every 0"),
-    (DPO, "--sync-every 2.5"),
-    (DPO, "--sync-evry 3"),
-    (DPO, "--sync-ref-every 0"),
-    (DPO, "--steps many"),
-    (DPO, "--prompts-per-step 0"),
-    (DPO, "--samples-per-prompt 1"),
-    (DPO, "--micro-batch-tokens 0"),
-    (DPO, "--ahead 0"),
-    (DPO, "--temperature 0"),
-    (DPO, "--lr inf"),
-    (DPO, "--dtype int8"),
-    (DPO, "--engine tgi"),
-    (DPO, "--eval-every 0"),
-    (DPO, "--keep 0"),
-    (DPO, "--max-new-tokens maths=8"),
-    (DPO, "--pairing best"),
-    (DPO, "--beta 0"),
-    (DPO, "--nll-coef -1"),
-    (GRPO, "--clip-low 1.5"),
-    (GRPO, "--tis-cap 0.5"),
-    (GRPO, "--kl-coef -1"),
-    (GRPO, "--advantage-scale mean"),
-    (DPO, "--model no/such"),
-    (DPO, "--model {}/folder"),
-    (DPO, "--data {}/none.jsonl"),
-    (DPO, "--data {}/empty.jsonl"),
-    (DPO, "--data {}/broken.jsonl"),
-    (DPO, "--data {}/fields.jsonl"),
-    (DPO, "--data {}/golds.jsonl"),
-    (DPO, "--data {}/chat.jsonl"),
-    (DPO, "--data talk={}/chat.jsonl"),
-    (DPO, "--data chat={}/chat.jsonl@all"),
-    (DPO, "--data {}/good.jsonl --reward-model rm"),
-    (DPO, "--data {}/good.jsonl {}/good.jsonl --prompts-per-step 2"),
-    (DPO, "--data {}/good.jsonl --eval-every 5"),
-    (DPO, "--max-new-tokens 4000"),
-    (EVALUATE, "--model tiny/llama --data tiny@test --max-new-tokens 4000"),
-    (DPO, "--attention flash_attention_2"),
-    (DPO, "--engine transformers --generator-url http://127.0.0.1:9"),
-    (DPO, "--generator-url http://127.0.0.1:9"),
-    (DPO, "--run-dir {}/used"),
-    (DPO, "--run-dir {}/file"),
-    (DPO, "--run-dir {}/used --resume"),
-    (DPO, f"{SMALL} --run-dir {{}}/run"),
-    (DPO, f"{SMALL} --run-dir {{}}/run --resume --lr 1e-5"),
-    (DPO, f"{SMALL} --run-dir {{}}/run --resume --sync-every 1"),
-    (DPO, f"{SMALL} --run-dir {{}}/run --resume --seed 1"),
-]
 STOPPED = {  # what is wrong: the fault, in Python, flags, and what the last error must say
     "a weight is not sent": (
         "import sync; of = sync.full_weights; "
@@ -167,7 +105,7 @@ class Config:
     out: str = HfArg(default="results/bad_inputs/numbers.json", help="Beside it, the same as table.md.")
 
 
-def python(*command, **options):
+def python(*command: str | Path, **options: Any) -> tuple[int, str, str]:
     """Run a Python program to its end: its status and what it wrote, stderr last."""
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, **options
@@ -175,52 +113,36 @@ def python(*command, **options):
     return done.returncode, done.stdout, done.stderr
 
 
-def lines_of(said):
-    """What a program wrote, without progress bars, which end where the next one or another line begins."""
-    lines = [line.split("\r")[-1].strip() for line in said.splitlines()]
-    return [line for line in lines if line and not re.search(r"\d+%\||\d+/\d+ \[", line)]
-
-
-def last_line(said):
+def last_line(said: str) -> str:
     """The last line that is no progress bar's."""
     return (lines_of(said) or [""])[-1]
 
 
-def snapshot(folder):
-    """{path: digest} of all that is in a folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def refuse(script, flags, folder):
+def refuse(script: str, flags: str, says: str, folder: Path) -> dict[str, Any]:
     """One of REFUSED."""
-    words = flags.replace("{}", str(folder)).split()
-    if script != EVALUATE and "--run-dir" not in words:
-        words += ["--run-dir", str(folder / "new")]
     before = snapshot(folder)
-    status, _, said = python(script, *words)
-    changed = snapshot(folder) != before
+    status, _, said = python(script, *words_of(script, flags, folder))
+    changed, lines = snapshot(folder) != before, lines_of(said)
+    as_said = len(lines) == 1 and says.replace("{}", str(folder)) in lines[0]
     return {
         "what": f"`{script} {flags.replace(SMALL, '...').replace('{}/', '')}`",
         "seen": last_line(said).replace(f"{folder}/", ""),
         "lost": "something was written" if changed else "nothing",
-        "good": status == 2 and len(lines_of(said)) == 1 and not changed,
+        "good": status == 2 and as_said and not changed,
     }
 
 
-def stop(what, fault, flags, expected, folder):
+def stop(what: str, fault: str, flags: str, expected: str, folder: Path) -> dict[str, Any]:
     """One of STOPPED."""
     run_dir, ranks = folder / re.sub(r"\W", "_", what), 2 if flags == "2 ranks" else 1
     program = folder / "program.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{fault}\nimport train_dpo; train_dpo.main()\n"
     )
-    launch = torchrun(2) if ranks == 2 else []
+    start = launch(2) if ranks == 2 else []
     more = "" if ranks == 2 else flags
-    status, _, said = python(*launch, program, *f"{SMALL} {more} --run-dir {run_dir}".split(), timeout=300)
-    errors = re.findall(
-        r"^(?:\[rank0\]: )?(?:\w+\.)*(\w*Error: .+)$", said, re.M
-    )  # the last is the final one
+    status, _, said = python(*start, program, *f"{SMALL} {more} --run-dir {run_dir}".split(), timeout=300)
+    errors = re.findall(r"^(?:\[rank0\]: )?(?:\w+\.)*(\w*Error: .+)$", said, re.M)  # the last ended it
     return {
         "what": what,
         "seen": (errors[-1] if errors else last_line(said)).replace(f"{folder}/", ""),
@@ -229,26 +151,26 @@ def stop(what, fault, flags, expected, folder):
     }
 
 
-def cut(path):
+def cut(path: Path) -> None:
     """Leave the first half of a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def interrupt(folder, number, flags=SMALL, victim=None):
+def interrupt(folder: Path, number: int, flags: str = SMALL, victim: str | None = None) -> str:
     """Start a run, signal it (or what it started that `victim` names) after its third step. What it said."""
-    command = [sys.executable, DPO, *flags.split(), "--run-dir", str(folder)]
-    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while steps_of(folder) < 3:
-        if run.poll() is not None:
-            raise RuntimeError(run.stdout.read())
-        time.sleep(0.02)
+    log = folder.with_suffix(".txt")
+    with log.open("w") as file:
+        command = [sys.executable, DPO, *flags.split(), "--run-dir", str(folder)]
+        run = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+    wait_for_step(run, folder, 3, log)
     started = psutil.Process(run.pid).children(recursive=True) if victim else []
     for process in [p for p in started if victim in " ".join(p.cmdline())] or [run]:
         process.send_signal(number)
-    return last_line(run.communicate(timeout=300)[0])
+    run.wait(timeout=300)
+    return last_line(log.read_text())
 
 
-def resumed(folder, straight):
+def resumed(folder: Path, straight: Path) -> Iterator[tuple[str, str, Path]]:
     """For each thing that happens to a run, which then goes on: (what, what was seen, the run's folder)."""
     finish = [DPO, *SMALL.split(), "--resume", "--run-dir"]
 
@@ -288,7 +210,7 @@ def resumed(folder, straight):
     yield "the disk is full; room is made", last_line(log.read_text()), run
 
 
-def compare(what, seen, run, straight):
+def compare(what: str, seen: str, run: Path, straight: Path) -> dict[str, Any]:
     """One of RESUMED, beside the run to which nothing happened."""
     try:
         good = all(same(straight, run))
@@ -298,7 +220,7 @@ def compare(what, seen, run, straight):
     return {"what": what, "seen": seen, "lost": lost, "good": good}
 
 
-def as_markdown(tables):
+def as_markdown(tables: dict[str, list[dict]]) -> str:
     """A table each."""
     lines = []
     for name, rows in tables.items():
@@ -310,15 +232,14 @@ def as_markdown(tables):
     return "\n".join(lines).strip() + "\n"
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"  # a model that does not exist is looked for nowhere else
     tables = {name: [] for name in ("refused", "resumed", "stopped") if config.only in (None, name)}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for name, content in FILES.items():
-            write_text(folder / name, content)
+        write_files(folder)
         status, _, said = python(DPO, *SMALL.split(), "--run-dir", folder / "run")
         assert status == 0, said
         if "refused" in tables:

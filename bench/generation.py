@@ -18,17 +18,20 @@ before each call the prefix cache is emptied, as sync() does. Tokens are those r
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from run import Count, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
+from flags import Count, one_line_errors, parse_flags  # noqa: E402
+from run import surroundings, write_json  # noqa: E402
 
 # name: checkpoint, prompts, dtype, P, samples a prompt, longest response, longest prompt and response
 POINTS = {
@@ -46,26 +49,36 @@ class Config:
     out: str = HfArg(default="results/generation/numbers.json", help="Where the numbers are written.")
 
 
-def in_new_process(function, *args):
+def in_new_process(function: Callable, *args: Any) -> Any:
     """function(*args) in a new process, with the C library as it is: what is timed is what a user gets."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(function, *args).result()
 
 
-def measure(way, path, data, dtype, P, n, max_tokens, max_model_len, calls):
+def measure(
+    way: str,
+    path: str,
+    data: str,
+    dtype: str,
+    P: int,
+    n: int,
+    max_tokens: int,
+    max_model_len: int,
+    calls: int,
+) -> tuple[list[tuple[int, float]], list[list[int]]]:
     """[(tokens, seconds)] of some calls after a first one, and their ids; in this fresh process."""
     import torch
 
     from data import load_prompts
     from generate import encode_prompts, load_generator, request_seed
     from model import load_tokenizer
+    from serve import engine_settings
 
+    dtype = getattr(torch, dtype)
     prompts = load_prompts(data)[:P]
     seeds = [request_seed(0, 0, prompt.id) for prompt in prompts]
     if way == "ours":
-        generator = load_generator(
-            "vllm", path, getattr(torch, dtype), torch.device("cpu"), max_model_len=max_model_len
-        )
+        generator = load_generator("vllm", path, dtype, torch.device("cpu"), max_model_len)
         llm = generator.llm
 
         def call():
@@ -73,17 +86,18 @@ def measure(way, path, data, dtype, P, n, max_tokens, max_model_len, calls):
             return [rollout.response_ids for group in groups for rollout in group]
 
     else:
-        settings = {"kv_cache_memory_bytes": 2**30, "gpu_memory_utilization": 0.1}  # the second: of its check
-        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
-        if way != "defaults":
+        if way == "defaults":
+            settings = {"model": path, "dtype": dtype, "max_model_len": max_model_len}
+            settings |= {"kv_cache_memory_bytes": 2**30, "gpu_memory_utilization": 0.1}  # 0.1: of its check
+            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
+        else:
+            settings = engine_settings(path, dtype, max_model_len, gpu_memory=0.1)
             os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             torch._dynamo.config.disable = True
-            settings |= {"enforce_eager": True, "distributed_executor_backend": "uni", "block_size": 32}
-            settings |= {"logprobs_mode": "processed_logprobs"}
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
         import vllm
 
-        llm = vllm.LLM(path, dtype=dtype, max_model_len=max_model_len, **settings)
+        llm = vllm.LLM(**settings)
         ids = encode_prompts(load_tokenizer(path), prompts)
         params = [
             vllm.SamplingParams(
@@ -106,7 +120,7 @@ def measure(way, path, data, dtype, P, n, max_tokens, max_model_len, calls):
     return timed[1:], responses
 
 
-def measure_point(name, rounds, calls):
+def measure_point(name: str, rounds: int, calls: int) -> dict[str, Any]:
     """Tokens per second of every way, the median over all its calls, and whether all gave the same tokens."""
     speeds, responses = {way: [] for way in WAYS}, {}
     for turn in range(rounds):
@@ -124,7 +138,7 @@ def measure_point(name, rounds, calls):
     }
 
 
-def as_markdown(rows):
+def as_markdown(rows: list[dict]) -> str:
     """One line a way and point: tokens per second, and ours over it."""
     lines = ["| model | way | tokens/s | lowest, highest | ours over it |", "|" + "---|" * 5]
     for row in rows:
@@ -136,7 +150,7 @@ def as_markdown(rows):
     return "\n".join(lines)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         for name in config.points:

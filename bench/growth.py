@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, linear_regression, median
+from typing import Any
 
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
@@ -22,8 +23,9 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from report import PHASES, load_pyplot  # noqa: E402
-from run import Count, parse_flags, read_metrics, surroundings, write_json  # noqa: E402
+from flags import Count, parse_flags  # noqa: E402
+from run import read_metrics, surroundings, write_json  # noqa: E402
+from tables.report import PHASES, load_pyplot  # noqa: E402
 
 BASE = {"P": 8, "G": 8, "T": 64}
 FLAGS = {"P": "--prompts-per-step", "G": "--samples-per-prompt", "T": "--max-new-tokens"}
@@ -44,7 +46,7 @@ class Config:
     out: str = HfArg(default="results/growth/numbers.json", help="The numbers; beside them, the figure.")
 
 
-def make_llama(million, folder):
+def make_llama(million: int, folder: Path) -> int:
     """Write a Llama with random weights and tiny's tokenizer; the number of its weights."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
@@ -62,7 +64,7 @@ def make_llama(million, folder):
     return model.num_parameters()
 
 
-def train(model, sizes, steps, folder):
+def train(model: Path, sizes: dict[str, int], steps: int, folder: str) -> tuple[list[dict], int]:
     """One run of train_grpo.py: (metrics of its steps but the first, bytes at the peak of its memory)."""
     flags = [word for name, flag in FLAGS.items() for word in (flag, str(sizes[name]))]
     command = [sys.executable, "train_grpo.py", "--model", str(model), "--sync-every", "1", *flags]
@@ -77,7 +79,7 @@ def train(model, sizes, steps, folder):
     return read_metrics(f"{folder}/run")[1:], usage.ru_maxrss * 1024
 
 
-def measure(factor, value, steps):
+def measure(factor: str, value: int, steps: int) -> dict[str, Any]:
     """One point: the seconds of each phase of a step, its tokens, the peak of memory."""
     sizes = {**BASE, **({factor: value} if factor in BASE else {})}
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +101,7 @@ def measure(factor, value, steps):
     }
 
 
-def line(xs, ys):
+def line(xs: list[float], ys: list[float]) -> tuple[float, float, float]:
     """The least-squares line through points: (intercept, slope, R^2); all on a line is 1."""
     slope, intercept = linear_regression(xs, ys)
     left = sum((b - intercept - slope * a) ** 2 for a, b in zip(xs, ys, strict=True))
@@ -107,7 +109,7 @@ def line(xs, ys):
     return intercept, slope, 1 - left / spread if spread else 1.0
 
 
-def fits_of(points):
+def fits_of(points: list[dict]) -> list[dict]:
     """A line for each factor and quantity, with the ratio of its last two points."""
     fits = []
     for factor in dict.fromkeys(point["factor"] for point in points):
@@ -130,7 +132,7 @@ def fits_of(points):
     return fits
 
 
-def plot(points, fits, out):
+def plot(points: list[dict], fits: list[dict], out: Path) -> None:
     """A column a factor: above, seconds of a step and of its phases; below, the peak of memory."""
     plt = load_pyplot()
     factors = list(dict.fromkeys(point["factor"] for point in points))
@@ -160,7 +162,7 @@ def plot(points, fits, out):
     plt.close(figure)
 
 
-def as_markdown(points, fits):
+def as_markdown(points: list[dict], fits: list[dict]) -> str:
     """The points, then the lines through them."""
     heads = ["step_s", *(f"{phase}_s" for phase in PHASES)]
     lines = [f"| factor | value | tokens a response | {' | '.join(heads)} | peak |", "|" + "---|" * 9]
@@ -176,7 +178,7 @@ def as_markdown(points, fits):
     return "\n".join(lines)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     todo = [(factor, value) for factor in config.factors for value in FACTORS[factor]]
     points = [measure(*point, config.steps) for point in tqdm(todo, desc="growth")]

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from run import Count, Every, parse_flags, read_config, read_metrics, surroundings, write_json  # noqa: E402
+from flags import Count, Every, parse_flags  # noqa: E402
+from ranks import launch  # noqa: E402
+from run import read_config, read_metrics, surroundings, write_json  # noqa: E402
 
 
 @dataclass
@@ -40,60 +40,56 @@ class Config:
     out: str = HfArg(default="results/kills/numbers.json", help="Where the numbers are written.")
 
 
-def torchrun(ranks):
-    """What stands between python and a script to run it on so many ranks of this machine."""
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-
-
-def command(config, folder):
+def command(config: Config, folder: Path) -> list[str]:
     """The run: small steps, since what is tested is between them."""
-    launch = [sys.executable, *(torchrun(config.ranks) if config.ranks > 1 else [])]
+    python = [sys.executable, *(launch(config.ranks) if config.ranks > 1 else [])]
     flags = "--data tiny@validation --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32 --lr 1e-3"
-    flags += (
-        f" --engine transformers --save-every 1 --sync-every {config.sync_every:g} --steps {config.steps}"
-    )
-    return [*launch, config.script, *flags.split(), "--resume", "--run-dir", str(folder)]
+    flags += " --engine transformers --save-every 1"
+    flags += f" --sync-every {config.sync_every:g} --steps {config.steps}"
+    return [*python, config.script, *flags.split(), "--resume", "--run-dir", str(folder)]
 
 
-def steps_of(folder):
+def steps_of(folder: Path) -> int:
     """How many steps stand in a run's metrics."""
     path = folder / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def kill_once(config, folder, rng):
+def wait_for_step(run: subprocess.Popen, folder: Path, step: int, log: Path) -> None:
+    """Wait until so many steps stand in a run's metrics. RuntimeError with its log if the run ends before."""
+    while steps_of(folder) < step:
+        if run.poll() is not None:
+            raise RuntimeError(f"the run ended by itself:\n{log.read_text()[-2000:]}")
+        time.sleep(0.01)
+
+
+def kill_once(config: Config, folder: Path, rng: random.Random) -> int:
     """Start the run, let it take a step or more, and kill it and its children. The step it was killed in."""
-    before = steps_of(folder)
-    with (folder.parent / "log.txt").open("a") as log:
-        run = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=log, stderr=log)
-        while steps_of(folder) <= before:  # else a run that is killed too early never gets anywhere
-            if run.poll() is not None:
-                raise RuntimeError(f"the run ended by itself: see {folder.parent / 'log.txt'}")
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 1.5))
-        # Each, since torchrun gives its ranks sessions of their own, and they would live on without it.
-        everything = [process := psutil.Process(run.pid), *process.children(recursive=True)]
-        for process in everything:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        run.wait()
-        psutil.wait_procs(everything)
+    before, log = steps_of(folder), folder.with_suffix(".txt")
+    with log.open("w") as file:
+        run = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=file, stderr=file)
+    wait_for_step(run, folder, before + 1, log)  # a run that is killed too early never gets anywhere
+    time.sleep(rng.uniform(0, 1.5))
+    # Each, since torchrun gives its ranks sessions of their own, and they would live on without it.
+    everything = [process := psutil.Process(run.pid), *process.children(recursive=True)]
+    for process in everything:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    run.wait()
+    psutil.wait_procs(everything)
     return steps_of(folder)
 
 
-def computed(folder):
-    """What a run has computed: its metrics without the clock's, and its last weights."""
-    rows = read_metrics(folder, clock=False)
-    return rows, load_file(folder / "export" / str(len(rows)) / "model.safetensors")
-
-
-def same(one, two):
+def same(one: Path, two: Path) -> tuple[bool, bool]:
     """Whether two runs have computed the same, bit for bit: (their metrics, their last weights)."""
-    (rows, weights), (others, other_weights) = computed(one), computed(two)
-    return rows == others, all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    rows, others = (read_metrics(run, clock=False) for run in (one, two))
+    weights, other_weights = (
+        (run / "export" / str(len(rows)) / "model.safetensors").read_bytes() for run in (one, two)
+    )
+    return rows == others, weights == other_weights
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     rng, killed_at = random.Random(config.seed), []
     with tempfile.TemporaryDirectory() as folder:

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
 import plan  # noqa: E402
 from bench.token_logps_memory import GB, in_fresh_process, resident  # noqa: E402
-from model import checkpoint_activations, token_logps  # noqa: E402
-from run import parse_flags, surroundings, write_json  # noqa: E402
+from flags import parse_flags  # noqa: E402
+from model import checkpoint_activations, meta_model, token_logps  # noqa: E402
+from run import surroundings, write_json  # noqa: E402
 
 # (name, config, tokens of a micro-batch, activation checkpointing)
 SHAPE = {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
@@ -38,17 +39,17 @@ class Config:
     out: str = HfArg(default="results/plan/numbers.json", help="Where the numbers are written.")
 
 
-def planned(kind, shape, tokens, checkpointing):
+def planned(kind: type[PreTrainedConfig], shape: dict, tokens: int, checkpointing: bool) -> int:
     """Bytes at the peak, by plan.memory."""
     flags = plan.Config(dtype="float32", micro_batch_tokens=tokens, activation_checkpointing=checkpointing)
-    model = plan.meta_model(kind(**shape), torch.float32)
+    model = meta_model(kind(**shape), torch.float32)
     if checkpointing:
         checkpoint_activations(model)
     held = plan.memory(flags, model, plan.count(model))
     return sum(size for what, size in held.items() if what != "engine")
 
 
-def measured(kind, shape, tokens, checkpointing):
+def measured(kind: type[PreTrainedConfig], shape: dict, tokens: int, checkpointing: bool) -> int:
     """Bytes at the peak of a step, in this fresh process."""
     torch.zeros(8, 8) @ torch.zeros(8, 8)  # what the first operation loads is no model's
     before = resident("VmRSS")
@@ -71,7 +72,7 @@ def measured(kind, shape, tokens, checkpointing):
     return resident("VmHWM") - before
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config, rows = parse_flags(Config, args), []
     for name, *point in POINTS:
         said, was = planned(*point) / GB, in_fresh_process(measured, *point) / GB

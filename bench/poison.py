@@ -26,23 +26,27 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
+from flags import Count, Positive, parse_flags  # noqa: E402
 from grader import MathVerifier  # noqa: E402
-from run import Count, Positive, parse_flags, surroundings, write_json  # noqa: E402
+from run import surroundings, write_json  # noqa: E402
 
 START_S = 10.0  # generous, for a worker that imports sympy beside others
 MB = 2**20
 TRACE = "/tmp/this-was-written-by-a-response"
 
 
-def tower(rng):
+def tower(rng: random.Random) -> str:
+    """Powers of powers; some have more braces opened than closed."""
     return "^{".join(str(rng.randint(5, 99)) for _ in range(rng.randint(4, 6))) + "}" * 3
 
 
-def text_of(rng, size):
+def text_of(rng: random.Random, size: int) -> str:
+    """Characters of formulas, in no order."""
     return "".join(rng.choices(r"abc 0123456789+-*/^_={}()[]\$&%,.", k=size))
 
 
-def boxed(answer):
+def boxed(answer: str | int) -> str:
+    """A response that boxes its answer."""
     return rf"So it is $\boxed{{{answer}}}$."
 
 
@@ -115,7 +119,7 @@ class Config:
     out: str = HfArg(default="results/poison/numbers.json", help="Where the numbers are written.")
 
 
-def batches(rng, size):
+def batches(rng: random.Random, size: int) -> list[tuple[str, list[tuple[str, str]]]]:
     """(kind, up to `size` items of it) until all kinds are used up, in a random order."""
     todo = []
     for kind, (count, make) in KINDS.items():
@@ -125,17 +129,17 @@ def batches(rng, size):
     return todo
 
 
-def held():
+def held() -> float:
     """Megabytes of this process's own."""
     return psutil.Process().memory_full_info().uss / MB
 
 
-def zombies():
+def zombies() -> int:
     """How many of this process's children have ended but were not reaped."""
     return sum(c.status() == psutil.STATUS_ZOMBIE for c in psutil.Process().children(recursive=True))
 
 
-def as_markdown(rows):
+def as_markdown(rows: dict[str, dict]) -> str:
     """One line a kind."""
     lines = ["| what | responses | scored | late | its worker died | median | slowest |", "|" + "---|" * 7]
     for kind, row in rows.items():
@@ -145,7 +149,7 @@ def as_markdown(rows):
     return "\n".join(lines)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     Path(TRACE).unlink(missing_ok=True)
     rows = {kind: {"items": 0, "late": 0, "died": 0, "mistaken": 0, "seconds": []} for kind in KINDS}

@@ -24,7 +24,8 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from run import Count, parse_flags, read_metrics, surroundings, write_json  # noqa: E402
+from flags import Count, parse_flags  # noqa: E402
+from run import read_metrics, surroundings, write_json  # noqa: E402
 from serve import free_port, healthy  # noqa: E402
 
 DIALS = (1, 10, 100)
@@ -45,7 +46,7 @@ class Config:
     repeats: Count = HfArg(default=1, help="Runs of each kind; the fastest counts.")
 
 
-def start_server(flags, context):
+def start_server(flags: str, context: int) -> tuple[subprocess.Popen, str]:
     """A server on the second core: its process and address."""
     wanted = [flag for flag in ("--model", "--dtype") if flag in flags]
     given = flags.split()
@@ -62,7 +63,7 @@ def start_server(flags, context):
     return process, url
 
 
-def run_once(folder, flags, pinned):
+def run_once(folder: Path, flags: str, pinned: bool) -> dict[str, float]:
     """A run's seconds a step, and of them those of each phase."""
     command = [sys.executable, "train_grpo.py", "--run-dir", str(folder), "--ahead", "100", *flags.split()]
     threads = "1" if pinned else "2"
@@ -79,7 +80,7 @@ def run_once(folder, flags, pinned):
     return {key: sum(row[key] for row in rows) / len(rows) for key in keys}
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config, table = parse_flags(Config, args), []
     for name, (flags, context) in SETTINGS.items():
         if config.only not in (None, name):
@@ -109,7 +110,7 @@ def main(args=None):
     write_json(config.out, {"runs": table, **surroundings()})
 
 
-def show(row):
+def show(row: dict) -> None:
     """A run in a line."""
     phases = ("trainer_idle_s", "score_s", "train_s", "sync_s", "generate_s", "generator_idle_s")
     seconds = ", ".join(f"{phase.removesuffix('_s')} {row[phase]:.3f}" for phase in phases)

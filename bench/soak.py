@@ -19,6 +19,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import linear_regression, mean
+from typing import Any
 
 import psutil
 from tqdm import tqdm
@@ -27,8 +28,9 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from report import load_pyplot  # noqa: E402
-from run import Positive, parse_flags, read_metrics, surroundings, write_json  # noqa: E402
+from flags import Positive, parse_flags  # noqa: E402
+from run import read_metrics, surroundings, write_json  # noqa: E402
+from tables.report import load_pyplot  # noqa: E402
 
 FLAGS = "--steps 1000000 --sync-every 10 --save-every 50 --lr 1e-6 --prompts-per-step 16"
 EVERY_S = 60
@@ -43,6 +45,9 @@ ROLES = {  # a process by what its command line has; the first that fits
 }
 
 
+Points = list[tuple[float, float, int]]  # of a process: (minute, MB, open files)
+
+
 @dataclass
 class Config:
     hours: Positive = HfArg(default=2.0, help="How long.")
@@ -50,13 +55,13 @@ class Config:
     out: str = HfArg(default="results/soak/numbers.json", help="The numbers; beside them, the figure.")
 
 
-def role_of(process):
+def role_of(process: psutil.Process) -> str:
     """What a process of the run is."""
     line = " ".join(process.cmdline()) or process.name()
     return next((role for text, role in ROLES.items() if text in line), line[:40])
 
 
-def note(run, seen, minute):
+def note(run: psutil.Process, seen: dict[tuple[str, int], Points], minute: float) -> None:
     """Add to `seen` what every living process of a run holds now: {(role, pid): [(minute, MB, files)]}."""
     for process in [run, *run.children(recursive=True)]:
         try:
@@ -66,7 +71,7 @@ def note(run, seen, minute):
             continue  # it ended meanwhile
 
 
-def summary(role, pid, points):
+def summary(role: str, pid: int, points: Points) -> dict[str, Any]:
     """One process: when it was there, its memory after the first quarter and at the end, its slope."""
     minutes, held, files = zip(*points, strict=True)
     late = [(m, h) for m, h in zip(minutes, held, strict=True) if m >= minutes[-1] / 4]
@@ -83,7 +88,7 @@ def summary(role, pid, points):
     }
 
 
-def as_markdown(rows):
+def as_markdown(rows: list[dict]) -> str:
     """One line a process."""
     lines = ["| process | minutes | after a quarter | at the end | slope | open files |", "|" + "---|" * 6]
     for row in rows:
@@ -95,7 +100,7 @@ def as_markdown(rows):
     return "\n".join(lines)
 
 
-def plot(seen, out):
+def plot(seen: dict[tuple[str, int], Points], out: Path) -> None:
     """A line a process: megabytes over minutes."""
     plt = load_pyplot()
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -112,7 +117,7 @@ def plot(seen, out):
     plt.close(figure)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config, seen = parse_flags(Config, args), defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train_grpo.py", *FLAGS.split(), "--run-dir", f"{folder}/run"]

@@ -1,5 +1,4 @@
-"""Measure the seconds of a sync beside one plain copy of the same weights, and whether syncs leave memory
-behind (CPU, Linux).
+"""Measure a sync's seconds beside one plain copy of the weights, and the memory of many syncs (CPU, Linux).
 
     python bench/sync_time.py         # minutes; needs models/smollm2 (README, second path)
 
@@ -14,20 +13,24 @@ one of many syncs.
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import linear_regression, median
 
 import torch
+from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
 from bench.generation import POINTS, in_new_process  # noqa: E402
 from bench.token_logps_memory import resident  # noqa: E402
-from generate import load_generator  # noqa: E402
+from flags import Count, one_line_errors, parse_flags  # noqa: E402
+from generate import Generator, load_generator  # noqa: E402
+from metrics import Stopwatch  # noqa: E402
 from model import load_policy  # noqa: E402
-from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
+from run import surroundings, write_json  # noqa: E402
 from sync import sync  # noqa: E402
 
 PARTS = ("load_weights", "reset_prefix_cache", "score")  # methods of a generator
@@ -44,7 +47,7 @@ class Config:
     out: str = HfArg(default="results/sync_time/numbers.json", help="Where the numbers are written.")
 
 
-def load_both(name):
+def load_both(name: str) -> tuple[PreTrainedModel, Generator]:
     """A policy and an engine of the same checkpoint, synced once."""
     path, _, dtype, *_ = POINTS[name]
     generator = load_generator("vllm", path, getattr(torch, dtype), torch.device("cpu"), max_model_len=128)
@@ -53,7 +56,7 @@ def load_both(name):
     return policy, generator
 
 
-def watched(method, watch, part):
+def watched(method: Callable, watch: Stopwatch, part: str) -> Callable:
     """A method that adds its seconds to a stopwatch."""
 
     def timed(*args):
@@ -64,7 +67,7 @@ def watched(method, watch, part):
 
 
 @torch.no_grad()
-def times(name, repeats):
+def times(name: str, repeats: int) -> dict[str, float]:
     """Medians in seconds, in this fresh process: the plain copy, packing, the whole sync and its parts."""
     from vllm._custom_ops import create_onednn_mm
 
@@ -98,7 +101,7 @@ def times(name, repeats):
     }
 
 
-def memory(name, syncs):
+def memory(name: str, syncs: int) -> list[int]:
     """Kilobytes resident after every sync, in this fresh process."""
     policy, generator = load_both(name)
     after = []
@@ -108,12 +111,12 @@ def memory(name, syncs):
     return after
 
 
-def slope(values):
+def slope(values: list[float]) -> float:
     """Least-squares slope of values at 0, 1, 2, ..., per place."""
     return linear_regression(range(len(values)), values).slope
 
 
-def as_markdown(rows):
+def as_markdown(rows: list[dict]) -> str:
     """One line a model for the seconds, and one for the memory."""
     lines = [
         f"| model | tensors | MB | {' | '.join(TIMED)} | load_weights / copy | sync / copy |",
@@ -133,7 +136,7 @@ def as_markdown(rows):
     return "\n".join(lines)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         if config.syncs < SETTLED + 2:

@@ -20,22 +20,24 @@ import os
 import re
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
 
+from bench.generation import in_new_process  # noqa: E402
+from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
 from model import token_logps  # noqa: E402
-from run import Count, Positive, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
+from run import surroundings, write_json  # noqa: E402
 
 PLAIN_COPIES = 5  # (B, T, V) floats that the plain way holds at its peak, about; only to keep to --plain-gb
 GB = 1e9
@@ -58,14 +60,18 @@ class Config:
     out: str = HfArg(default="results/memory/numbers.json", help="Where the numbers are written.")
 
 
-def plain_logps(model, input_ids, with_entropy):
+def plain_logps(
+    model: PreTrainedModel, input_ids: Tensor, with_entropy: bool
+) -> Tensor | tuple[Tensor, Tensor]:
     """What token_logps gives, by a log_softmax over all logits at once."""
     all_logps = model(input_ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)  # (B, T - 1, V)
     logps = all_logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1)  # (B, T - 1)
     return (logps, -(all_logps.exp() * all_logps).sum(-1)) if with_entropy else logps
 
 
-def forward_backward(way, model, input_ids, with_entropy, dtype):
+def forward_backward(
+    way: str, model: PreTrainedModel, input_ids: Tensor, with_entropy: bool, dtype: str
+) -> None:
     """One call of `way` ("chunked" or "plain") under a loss that needs all that it returns."""
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
         if way == "plain":
@@ -76,13 +82,22 @@ def forward_backward(way, model, input_ids, with_entropy, dtype):
     (logps.sum() + entropies.sum()).backward()
 
 
-def resident(field):
+def resident(field: str) -> int:
     """VmRSS (now) or VmHWM (its peak) of this process, in bytes."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
 
 
-def measure(way, batch, length, vocabulary, with_entropy, hidden, dtype, device):
+def measure(
+    way: str,
+    batch: int,
+    length: int,
+    vocabulary: int,
+    with_entropy: bool,
+    hidden: int,
+    dtype: str,
+    device: str,
+) -> tuple[int, float]:
     """(bytes, seconds) of a forward and backward, over the (batch, length) tokens, in this fresh process.
 
     Seconds are of CPU time, over all threads, so that other work on the machine does not count; on a GPU they
@@ -108,14 +123,13 @@ def measure(way, batch, length, vocabulary, with_entropy, hidden, dtype, device)
     return resident("VmHWM") - before, time.process_time() - start
 
 
-def in_fresh_process(function, *args):
+def in_fresh_process(function: Callable, *args: Any) -> Any:
     """function(*args) in a new process, whose peak is of this call alone."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # bytes; read when a process starts
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(function, *args).result()
+    return in_new_process(function, *args)
 
 
-def measure_all(config):
+def measure_all(config: Config) -> list[dict]:
     """One dictionary for each V, T, with and without entropies: peaks and seconds of both ways."""
     rows, run = [], {}  # run: (V, with_entropy): the plain way's (T, bytes) at the longest T that was run
     points = list(product(config.vocabularies, (True, False), sorted(config.lengths)))
@@ -145,7 +159,7 @@ def measure_all(config):
     return rows
 
 
-def as_markdown(rows):
+def as_markdown(rows: list[dict]) -> str:
     """The rows as a table; ~ marks a peak that was not measured but extrapolated."""
     lines = [
         "| V | (B, T) | entropy | logits, once | peak, plain | peak, `token_logps` | seconds, plain | "
@@ -168,7 +182,7 @@ def as_markdown(rows):
     return "\n".join(lines)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         if config.device == "cuda" and not torch.cuda.is_available():

@@ -6,7 +6,7 @@ On a CPU the models are SmolLM2 and a Llama of 100M random parameters, on a GPU 
 
 The step is the Learn section of train_grpo.py with everything on, by the project's own functions:
 micro_batches, to_batch, token_logps with entropies under autocast, the reference's forward, grpo_loss,
-kl_estimate, the metrics' lists, clip_gradients and AdamW. The rollouts are made up, random ids without
+kl_estimate, what metrics.Seen keeps, clip_gradients and AdamW. The rollouts are made up, random ids without
 padding, and nothing is sampled. Seconds are the median of --steps steps after one that warms up.
 
 What counts as arithmetic, of a model with B parameters in its blocks (all but embedding and output head) and
@@ -30,28 +30,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
 
+from batch import micro_batches, to_batch  # noqa: E402
+from flags import Count, one_line_errors, parse_flags  # noqa: E402
 from generate import Rollout  # noqa: E402
+from metrics import Seen, Stopwatch  # noqa: E402
 from model import clip_gradients, load_config, load_policy, token_logps  # noqa: E402
-from run import Count, Stopwatch, one_line_errors, parse_flags, surroundings, write_json  # noqa: E402
-from train_grpo import (  # noqa: E402
-    group_advantages,
-    grpo_loss,
-    kl_estimate,
-    micro_batches,
-    to_batch,
-    token_weights,
-)
+from run import surroundings, write_json  # noqa: E402
+from train_grpo import group_advantages, grpo_loss, kl_estimate, token_weights  # noqa: E402
 
 GROUP = 8  # G
 ON_GPU = torch.cuda.is_available()
+Shape = tuple[int, int, int]  # of a product: (rows, in) x (in, out)
 RANDOM = {  # models of random weights, by name
     "random-100m": LlamaConfig(
         vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
@@ -82,14 +80,14 @@ class Config:
 # --- What is counted ---
 
 
-def parameters(model):
+def parameters(model: PreTrainedModel) -> tuple[int, int]:
     """(B, H): parameters of the blocks, and of the output head."""
     head = model.get_output_embeddings().weight
     outside = {id(head), id(model.get_input_embeddings().weight)}
     return sum(p.numel() for p in model.parameters() if id(p) not in outside), head.numel()
 
 
-def step_flops(blocks, head, tokens, response_tokens):
+def step_flops(blocks: int, head: int, tokens: int, response_tokens: int) -> dict[str, int]:
     """The arithmetic of a step by each count of the docstring above.
 
     >>> step_flops(blocks=10, head=1, tokens=4, response_tokens=2)
@@ -106,7 +104,7 @@ def step_flops(blocks, head, tokens, response_tokens):
 # --- The rate ---
 
 
-def matmul_rate(rows, into, out, device, seconds=0.5):
+def matmul_rate(rows: int, into: int, out: int, device: torch.device, seconds: float = 0.5) -> float:
     """FLOP/s of the (rows, into) x (into, out) product in bfloat16: the best of as many as fit `seconds`."""
     x, weight = (torch.randn(n, into, device=device, dtype=torch.bfloat16) for n in (rows, out))
     best, end = float("inf"), time.perf_counter() + seconds
@@ -119,7 +117,7 @@ def matmul_rate(rows, into, out, device, seconds=0.5):
     return 2 * rows * into * out / best
 
 
-def products(model, tokens, response_tokens):
+def products(model: PreTrainedModel, tokens: int, response_tokens: int) -> dict[Shape, int]:
     """{(rows, in, out): how often} of the layers' products in a forward over a micro-batch."""
     counted, head = {}, model.get_output_embeddings()
     for layer in model.modules():
@@ -129,13 +127,15 @@ def products(model, tokens, response_tokens):
     return counted
 
 
-def measure_rates(model, tokens, response_tokens, square, device):
+def measure_rates(
+    model: PreTrainedModel, tokens: int, response_tokens: int, square: int, device: torch.device
+) -> dict[Shape, float]:
     """{(rows, in, out): FLOP/s} of the model's products, and of the square one."""
     shapes = [*products(model, tokens, response_tokens), (square, square, square)]
     return {shape: matmul_rate(*shape, device) for shape in tqdm(shapes, desc="matmul rate", leave=False)}
 
 
-def rate_of_layers(counted, rates):
+def rate_of_layers(counted: dict[Shape, int], rates: dict[Shape, float]) -> float:
     """FLOP/s of all products one after the other: {shape: how often}, {shape: FLOP/s} -> FLOP/s.
 
     >>> rate_of_layers({(1, 1, 1): 3, (1, 1, 2): 1}, {(1, 1, 1): 2.0, (1, 1, 2): 4.0})
@@ -148,19 +148,20 @@ def rate_of_layers(counted, rates):
 # --- The step ---
 
 
-def synchronize(device):
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has been given to do."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def load(name, device):
+def load(name: str, device: torch.device) -> PreTrainedModel:
     """A model in float32, as the train scripts hold it."""
     if name not in RANDOM:
         return load_policy(name, device)
     return AutoModelForCausalLM.from_config(RANDOM[name], dtype=torch.float32).to(device).eval()
 
 
-def make_rollouts(config, vocabulary):
+def make_rollouts(config: Config, vocabulary: int) -> list[Rollout]:
     """Responses of random ids to random prompts, GROUP to a group."""
     torch.manual_seed(0)
     rollouts = []
@@ -173,9 +174,16 @@ def make_rollouts(config, vocabulary):
     return rollouts
 
 
-def train_step(policy, reference, optimizer, rollouts, config, device):
+def train_step(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rollouts: list[Rollout],
+    config: Config,
+    device: torch.device,
+) -> dict[str, float]:
     """One step of train_grpo.py's Learn: {phase: seconds}, with the seconds in all as step_s."""
-    watch, seen, response_logps = Stopwatch(), {"kl_ref": [], "ratio": [], "entropy": [], "loss": []}, {}
+    watch, seen, response_logps = Stopwatch(), Seen(len(rollouts)), {}
 
     @contextmanager
     def timed(phase):
@@ -187,25 +195,26 @@ def train_step(policy, reference, optimizer, rollouts, config, device):
     autocast = torch.autocast(device.type, dtype=torch.bfloat16)
     rewards = torch.arange(len(rollouts), dtype=torch.float32).view(-1, min(GROUP, len(rollouts))) % 2
     advantages = group_advantages(rewards).flatten().to(device)  # (rows,)
-    lengths = torch.full((len(rollouts),), config.response_tokens, device=device)
-    weights = token_weights(lengths, "constant", config.response_tokens, len(rollouts), lengths.sum().item())
-    for rows in micro_batches([[i] for i in range(len(rollouts))], rollouts, config.micro_batch_tokens):
-        input_ids, mask, old_logps = to_batch([rollouts[i] for i in rows], device)  # (B, T) each
+    n_tokens = torch.full((len(rollouts),), config.response_tokens, device=device)
+    all_tokens = int(n_tokens.sum())
+    per_token = token_weights(n_tokens, "constant", config.response_tokens, len(rollouts), all_tokens)
+    groups, lengths = [[i] for i in range(len(rollouts))], [len(rollout.ids) for rollout in rollouts]
+    for part in micro_batches(groups, lengths, config.micro_batch_tokens):
+        input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
         with autocast:
             with timed("policy_s"):
                 logps, entropy = token_logps(policy, input_ids, mask, 1.0, True, False)
             with torch.no_grad(), timed("reference_s"):
                 ref_logps = token_logps(reference, input_ids, mask, 1.0)
-        kl = kl_estimate(logps, ref_logps)
-        losses = grpo_loss(logps, old_logps, advantages[rows], mask, 0.2, 0.2)
-        loss = (weights[rows, None] * (losses + 0.001 * kl)).sum()
+        kl = kl_estimate(logps, ref_logps)  # (B, T)
+        losses = grpo_loss(logps, sampler_logps, advantages[part], mask, 0.2, 0.2)
+        losses = per_token[part, None] * (losses + 0.001 * kl)  # (B, T)
+        loss = losses.sum()
         with timed("backward_s"):
             loss.backward()
-        seen["kl_ref"] += kl.detach()[mask.bool()].tolist()
-        seen["ratio"] += (logps.detach() - old_logps)[mask.bool()].exp().tolist()
-        seen["entropy"] += entropy.detach()[mask.bool()].tolist()
-        seen["loss"].append(loss.item())
-        response_logps |= {i: logps.detach()[b, -config.response_tokens :] for b, i in enumerate(rows)}
+        seen.loss(loss, part, losses.abs().sum(-1))
+        seen.tokens(mask, logps - sampler_logps, kl, entropy)
+        response_logps |= {i: logps.detach()[b, -config.response_tokens :] for b, i in enumerate(part)}
     with timed("optimizer_s"):
         clip_gradients(policy, 1.0)
         optimizer.step()
@@ -216,7 +225,7 @@ def train_step(policy, reference, optimizer, rollouts, config, device):
     return {**watch.seconds, "rest_s": seconds - sum(watch.seconds.values()), "step_s": seconds}
 
 
-def measure(name, config, device):
+def measure(name: str, config: Config, device: torch.device) -> dict[str, Any]:
     """One model: its parameters, rates, seconds by phase, and shares of the rate by each count."""
     policy, reference = load(name, device), load(name, device).requires_grad_(False)
     blocks, head = parameters(policy)
@@ -253,7 +262,7 @@ def measure(name, config, device):
     }
 
 
-def as_markdown(points):
+def as_markdown(points: list[dict]) -> str:
     """Two tables: shares of the rate, and where the seconds go."""
     counts, phases = list(points[0]["share_of_rate"]), list(points[0]["seconds"])
     lines = [
@@ -280,7 +289,7 @@ def as_markdown(points):
     return "\n".join(lines)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     device = torch.device("cuda" if ON_GPU else "cpu")
     config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)

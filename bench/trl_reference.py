@@ -18,22 +18,32 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # no warning that rollout_func may change
 
 import torch
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.hf_argparser import HfArg
 from transformers.utils.logging import disable_progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python bench/trl_reference.py` puts only bench/ there
 
-from run import parse_flags  # noqa: E402
+from flags import parse_flags  # noqa: E402
 
 STOP = 0  # the stop token and padding, as in many real models: a mask made from ids would lose it
 SHAPE = {
@@ -49,6 +59,8 @@ RESPONSE_LENGTHS = [[2, 7, 5, 9], [4, 3, 8, 6], [5, 2, 6, 4]]
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
 SETTINGS = {"temperature": 0.8, "max_new_tokens": 12}  # of GRPO: TRL's DPO has no temperature
 
+Pair = tuple[int, int, int]  # (prompt, chosen, rejected)
+
 
 @dataclass
 class Config:
@@ -58,35 +70,35 @@ class Config:
 # --- What the tests import: the model, and what is kept of a gradient ---
 
 
-def wave(size, number):
+def wave(size: int, number: int) -> Tensor:
     """(size,) float64 in [-1, 1] that look random, by a formula that no version of a library can change."""
     i = torch.arange(size, dtype=torch.float64)
     return torch.sin(number * i * i)
 
 
-def by_name(model):
+def by_name(model: PreTrainedModel) -> list[Tensor]:
     """The model's parameters in an order that is no library's choice."""
     return [parameter for _, parameter in sorted(model.named_parameters())]
 
 
-def set_weights(model, role):
+def set_weights(model: PreTrainedModel, role: str) -> PreTrainedModel:
     """Make a model the policy, the old policy or the reference, which lie near each other. In float64."""
     size = sum(parameter.numel() for parameter in by_name(model))
     vector_to_parameters(wave(size, 1) + 0.02 * wave(size, ROLES[role]), by_name(model))
     return model
 
 
-def formula_model(role):
+def formula_model(role: str) -> PreTrainedModel:
     """A Llama of two layers, in float64: the two sides then agree to 2e-6, and 1e-5 is a safe tolerance."""
     return set_weights(LlamaForCausalLM(LlamaConfig(**SHAPE)), role)
 
 
-def flat_gradient(model):
-    """(weights,)"""
+def flat_gradient(model: PreTrainedModel) -> Tensor:
+    """All gradients of a model, one after the other: (weights,)."""
     return parameters_to_vector([parameter.grad for parameter in by_name(model)])
 
 
-def fingerprint(gradient):
+def fingerprint(gradient: Tensor) -> list[float]:
     """[norm, products with 8 fixed directions] of a gradient (weights,).
 
     A gradient that is wrong by 1% of its norm is wrong by about as much in each product.
@@ -98,7 +110,7 @@ def fingerprint(gradient):
 # --- The batch, and the cases: our flags beside TRL's arguments ---
 
 
-def make_batch():
+def make_batch() -> dict[str, list]:
     """3 prompts of 4 responses, of different lengths, half of which end in the stop token.
 
     old_logps: each response token's log-prob under the policy that sampled it, by a full log_softmax.
@@ -123,7 +135,7 @@ def make_batch():
     return {"prompt_ids": prompts, "response_ids": responses, "rewards": REWARDS, "old_logps": logps}
 
 
-def dpo_cases():
+def dpo_cases() -> dict[str, tuple[dict, dict, list[list[Pair]]]]:
     """{name: (our flags, TRL's arguments, batches of pairs (prompt, chosen, rejected))}
 
     The value of a case is the mean over its batches. TRL's loss of a batch is a mean over pairs, and of `sft`
@@ -142,7 +154,7 @@ def dpo_cases():
     }
 
 
-def grpo_cases():
+def grpo_cases() -> dict[str, tuple[dict, dict]]:
     """{name: (our flags, TRL's arguments)}"""
     # TRL's default multiplies the KL term by the importance ratio, gradient included (DeepSeek-V3.2).
     clip = {"epsilon": 0.2, "epsilon_high": 0.3, "use_bias_correction_kl": False}
@@ -202,7 +214,7 @@ class Watch(TrainerCallback):
             self.loss = logs["loss"]
 
 
-def common_arguments(folder):
+def common_arguments(folder: str) -> dict[str, Any]:
     """Full precision, the gradient not clipped, nothing written but to a folder that will be deleted."""
     return {
         "output_dir": folder, "report_to": "none", "save_strategy": "no", "logging_steps": 1,
@@ -211,7 +223,7 @@ def common_arguments(folder):
     }  # fmt: skip
 
 
-def make_tokenizer():
+def make_tokenizer() -> PreTrainedTokenizerBase:
     """TRL wants one, and decodes by it. Token 5 is the text 5."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -222,7 +234,7 @@ def make_tokenizer():
     )
 
 
-def train(trainer):
+def train(trainer: Trainer) -> tuple[float, Tensor]:
     """(loss, gradient) of the trainer's last step."""
     watch = Watch()
     trainer.add_callback(watch)
@@ -231,7 +243,7 @@ def train(trainer):
     return watch.loss, watch.gradient
 
 
-def run_dpo(batch, pairs, arguments, folder):
+def run_dpo(batch: dict, pairs: list[Pair], arguments: dict, folder: str) -> tuple[float, Tensor]:
     """(loss, gradient) of one step of DPOTrainer on a batch of pairs (prompt, chosen, rejected)."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -259,7 +271,7 @@ def run_dpo(batch, pairs, arguments, folder):
     return train(trainer)
 
 
-def run_grpo(batch, arguments, folder):
+def run_grpo(batch: dict, arguments: dict, folder: str) -> tuple[float, Tensor, list[float]]:
     """(loss, gradient, advantages) of the last step of GRPOTrainer on the batch.
 
     With num_iterations=2, TRL takes two steps on the responses: the first with the weights that sampled them,
@@ -312,12 +324,12 @@ def run_grpo(batch, arguments, folder):
     return loss, gradient, list(trainer._logs["advantages"])
 
 
-def rounded(values):
+def rounded(values: list | float) -> list | float:
     """To 9 significant digits, through lists."""
     return [rounded(v) for v in values] if isinstance(values, list) else float(f"{values:.9g}")
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     disable_progress_bar()  # of loading and saving the reference, a bar each
     batch = make_batch()

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers.hf_argparser import HfArg
@@ -35,18 +35,8 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python bench/trl_step.py` puts only bench/ there
 
-from run import (  # noqa: E402
-    Coefficient,
-    Count,
-    Positive,
-    one_line_errors,
-    parse_flags,
-    read_lines,
-    read_metrics,
-    surroundings,
-    write_json,
-    write_lines,
-)
+from flags import Coefficient, Count, Positive, one_line_errors, parse_flags  # noqa: E402
+from run import read_lines, read_metrics, surroundings, write_json, write_lines  # noqa: E402
 
 # How TRL holds the weights that it trains. float32 is its default, and what we do: the forwards are bfloat16
 # by autocast. With bfloat16 there are no weights to cast, but small updates round to nothing.
@@ -78,7 +68,7 @@ class Config:
 # --- Ours ---
 
 
-def run_ours(config, seed, folder):
+def run_ours(config: Config, seed: int, folder: str) -> list[dict]:
     """One dictionary a step: seconds in all and by phase, responses and their tokens."""
     flags = {
         "--model": config.model, "--data": config.data, "--run-dir": f"{folder}/run", "--seed": seed,
@@ -100,7 +90,7 @@ def run_ours(config, seed, folder):
     ]
 
 
-def prompts_of_run(config, seed):
+def prompts_of_run(config: Config, seed: int) -> list[dict]:
     """The prompts of a run of train_grpo.py, in its order: one dictionary each."""
     from data import MixedIterator, load_sources  # here: they need what TRL's environment has not
 
@@ -111,7 +101,7 @@ def prompts_of_run(config, seed):
 # --- TRL's: imported inside, for only its own environment has it ---
 
 
-def boxed(text):
+def boxed(text: str) -> str | None:
     """What a response puts into its last box: its answer. None if it has no box.
 
     >>> boxed(r"so it is \\boxed{ 12 }.")
@@ -121,13 +111,13 @@ def boxed(text):
     return found[-1].strip() if found else None
 
 
-def reward(completions, answer, **_):
+def reward(completions: list[list[dict]], answer: list[str], **_: Any) -> list[float]:
     """1 for the right answer in a box, else 0: a list, one number a response."""
     texts = [completion[0]["content"] for completion in completions]
     return [float(boxed(text) == gold) for text, gold in zip(texts, answer, strict=True)]
 
 
-def run_trl(config):
+def run_trl(config: Config) -> list[dict]:
     """What run_ours gives, of TRL's GRPOTrainer on the rows of config.rows."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -194,7 +184,7 @@ def run_trl(config):
 # --- Both, side by side ---
 
 
-def call(command, config, folder):
+def call(command: list[str], config: Config, folder: str) -> None:
     """Run a command to its end; RuntimeError with the end of what it wrote, if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(config.threads), "HF_HUB_OFFLINE": "1"}
     with open(f"{folder}/log", "w+") as log:
@@ -203,7 +193,7 @@ def call(command, config, folder):
             raise RuntimeError(f"{' '.join(command)}\n{log.read()[-2000:]}")
 
 
-def summarise(runs):
+def summarise(runs: list[list[dict]]) -> dict[str, float]:
     """A side's runs, each a list of steps, as one dictionary: medians over all steps but each run's first.
 
     Seconds per 1000 tokens are of all these steps together, since responses differ in length.
@@ -223,7 +213,7 @@ def summarise(runs):
     }
 
 
-def as_markdown(sides):
+def as_markdown(sides: dict[str, dict]) -> str:
     """{name: summary} as a table, ours first."""
     ours = next(iter(sides.values()))["s_per_1000_tokens"]
     lines = [
@@ -245,7 +235,7 @@ def as_markdown(sides):
     return "\n".join(lines)
 
 
-def main(args=None):
+def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     if config.side == "trl":
         record = {"trl": version("trl"), "threads": torch.get_num_threads(), "steps": run_trl(config)}

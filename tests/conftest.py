@@ -1,9 +1,10 @@
-"""Doubles that the tests share: tiny random models of two families with a byte tokenizer, made in a
-moment."""
+"""What the tests share: tiny random models with a byte tokenizer, doubles of the engine and the grader, and
+runs in processes of their own."""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
@@ -11,11 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from bench import kills
 from data import Prompt
+from generate import Rollout, TransformersGenerator, encode_prompts
+from model import token_logps
+from ranks import launch
+from run import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = (
@@ -58,10 +63,31 @@ def make_checkpoint(folder, family, **changes):
 
 def torchrun(ranks, *command):
     """Run a Python program on so many ranks; what it printed."""
-    launch = [sys.executable, *kills.torchrun(ranks)]
-    done = subprocess.run([*launch, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    words = [sys.executable, *launch(ranks), *command]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def write_program(folder, text):
+    """Write a program that finds our modules, though it is in another folder; its path."""
+    path = folder / "program.py"
+    path.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}")
+    return path
+
+
+def wait_for_step(run, directory):
+    """Wait until a run, started in the background, has taken a step."""
+    metrics = directory / "metrics.jsonl"
+    while not metrics.exists() or "\n" not in metrics.read_text():
+        assert run.poll() is None, "the run ended before its first step"
+        time.sleep(0.02)
+
+
+def computed(directory):
+    """What a run has computed: its metrics without the clock's, and its last weights."""
+    rows = read_metrics(directory, clock=False)
+    return rows, load_file(directory / "export" / str(len(rows)) / "model.safetensors")
 
 
 class Grader:
@@ -77,6 +103,50 @@ class Grader:
 
     def close(self):
         pass
+
+
+class Scripted(TransformersGenerator):
+    """An engine that answers prompts as it was told: texts = {prompt id: [response] * G}.
+
+    noise: how far its log-probs are off the model's, as those of older weights are. It keeps the limits that
+    it was given, {prompt id: tokens}, and the groups that it returned, [[rollout] * G] * P.
+    """
+
+    def __init__(self, path, dtype, device, texts, noise):
+        super().__init__(path, dtype, device)
+        self.texts, self.noise, self.limits, self.groups = texts, noise, None, None
+
+    @torch.no_grad()
+    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
+        self.limits = {prompt.id: limit for prompt, limit in zip(prompts, max_tokens, strict=True)}
+        self.groups = []
+        for prompt, start, seed in zip(prompts, encode_prompts(self.tokenizer, prompts), seeds, strict=True):
+            self.groups.append([])
+            draw = torch.Generator().manual_seed(seed)
+            for text in self.texts[prompt.id]:
+                ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
+                logps = token_logps(self.model, torch.tensor([start + ids]), temperature=temperature)
+                logps = logps[0, len(start) :] + self.noise * torch.randn(len(ids), generator=draw)
+                self.groups[-1].append(Rollout(prompt.id, start, ids, logps.tolist(), "stop", self.version))
+        return self.groups
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Give a train script these sources, and an engine that answers their prompts with `texts`."""
+
+    def call(script, sources, texts, noise=0.0):
+        engines = []  # the one that the script loads comes here
+
+        def load_generator(engine, path, dtype, device, *rest, **settings):
+            engines.append(Scripted(path, dtype, device, texts, noise))
+            return engines[0]
+
+        monkeypatch.setattr(script, "load_sources", lambda specs: sources)
+        monkeypatch.setattr(script, "load_generator", load_generator)
+        return engines
+
+    return call
 
 
 @pytest.fixture(scope="session")

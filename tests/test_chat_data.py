@@ -158,6 +158,8 @@ def test_every_step_has_its_share_of_each_task():
         MixedIterator(sources, 8, seed=0)
     with pytest.raises(ValueError, match=r"--prompts-per-step 18: takes 12 prompts from a source of 10"):
         MixedIterator(sources, 18, seed=0)
+    with pytest.raises(ValueError, match=r"--prompts-per-step 9: 3 of a source, which 2 ranks cannot share"):
+        MixedIterator(sources, 9, seed=0, rank=0, world=2)
     hundreds = [(prompts, 100 * weight) for prompts, weight in sources]
     assert next(MixedIterator(hundreds, 6, seed=0)) == next(MixedIterator(sources, 6, seed=0))
 

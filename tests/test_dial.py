@@ -196,6 +196,7 @@ def test_bfloat16_agrees_within_its_rounding(tmp_path):
     assert all(1e-5 < gap < 5e-2 for gap in fresh)
 
 
+@pytest.mark.slow
 def test_transformers_engine_trains_too(tmp_path):
     """A fallback that rots. Break: return the logits instead of the log-probs."""
     metrics = train(train_dpo, tmp_path / "run", "--sync-every", "2", "--engine", "transformers")

@@ -7,7 +7,6 @@ from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import Grader
 
 import evaluate
@@ -17,8 +16,6 @@ import train_dpo
 import train_grpo
 from data import Prompt
 from flags import Limits, parse_flags
-from generate import Rollout, TransformersGenerator, encode_prompts
-from model import token_logps
 from rewards import Scorer
 from run import point_to_best, read_metrics
 
@@ -32,22 +29,6 @@ PROMPTS = [Prompt(text, task, [{"role": "user", "content": text}], "") for text,
 SOURCES = [(PROMPTS[:2], 2), (PROMPTS[2:], 1)]
 LENGTHS = [len(text) + 1 for _, texts in SCRIPT.values() for text in texts]  # a byte a token, and the stop
 TASKS = [task for task, texts in SCRIPT.values() for _ in texts]
-
-
-class Scripted(TransformersGenerator):
-    """An engine that says SCRIPT, and notes the limits that it was given."""
-
-    @torch.no_grad()
-    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
-        self.limits = {prompt.id: limit for prompt, limit in zip(prompts, max_tokens, strict=True)}
-        groups = []
-        for prompt, start in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True):
-            groups.append([])
-            for text in SCRIPT[prompt.id][1]:
-                ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
-                logps = token_logps(self.model, torch.tensor([start + ids]))[0, len(start) :].tolist()
-                groups[-1].append(Rollout(prompt.id, start, ids, logps, "stop", self.version))
-        return groups
 
 
 class CountingGrader(Grader):
@@ -79,18 +60,11 @@ def doubles(monkeypatch):
 
 
 @pytest.fixture
-def run(doubles, monkeypatch, checkpoints, tmp_path):
+def run(doubles, scripted, checkpoints, tmp_path):
     """Run a script for a step: (its metrics, the limits that its engine was given, the rollouts on disk)."""
 
     def call(script, *flags):
-        engines = []
-
-        def load_generator(engine, path, dtype, device, *rest, **settings):
-            engines.append(Scripted(path, dtype, device))
-            return engines[0]
-
-        monkeypatch.setattr(script, "load_sources", lambda specs: SOURCES)
-        monkeypatch.setattr(script, "load_generator", load_generator)
+        engines = scripted(script, SOURCES, {text: responses for text, (_, responses) in SCRIPT.items()})
         given = [
             "--steps",
             "1",
@@ -106,7 +80,7 @@ def run(doubles, monkeypatch, checkpoints, tmp_path):
         script.main([*given, "--model", checkpoints["llama"], "--run-dir", str(tmp_path / "run")])
         rows = (tmp_path / "run" / "rollouts" / "0.jsonl").read_text().splitlines()
         (logged,) = read_metrics(tmp_path / "run")
-        return logged, getattr(engines[0], "limits", None), [json.loads(row) for row in rows]
+        return logged, engines[0].limits, [json.loads(row) for row in rows]
 
     return call
 

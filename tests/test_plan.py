@@ -5,8 +5,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import plan
-from bench import plan_memory
-from bench.token_logps_memory import in_fresh_process
 from model import checkpoint_activations
 
 LLAMA_8B = LlamaConfig(
@@ -74,12 +72,3 @@ def test_ranks_share_what_is_sharded(checkpoints, capsys):
         assert peaks[0][what] == 4 * peaks[1][what]
     plan.main(["--model", checkpoints["llama"], "--device-gb", "0.001"])
     assert "does not fit" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", plan_memory.POINTS, ids=[name for name, *_ in plan_memory.POINTS])
-def test_memory_is_that_of_a_measured_step(point):
-    """A plan that is off by more than 15 %. Break: leave Adam's moments out."""
-    _, *shape = point
-    measured = in_fresh_process(plan_memory.measured, *shape)
-    assert plan_memory.planned(*shape) == pytest.approx(measured, rel=0.15)

@@ -5,17 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import torchrun
+from conftest import computed, torchrun, wait_for_step, write_program
 from transformers import AutoModelForCausalLM
 
-from bench import kills
-from bench.kills import computed
-from ranks import see_one_gpu
+from ranks import launch, see_one_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 # Two prompts a step, six responses each: prompts whose responses are all wrong are common, so there are
@@ -51,15 +48,19 @@ def assert_alike(one, two):
     "script, flags",
     [
         ("train_dpo.py", "--grpo-coef 0.1 --entropy-coef 0.01 --length-normalize"),
-        ("train_grpo.py", f"--normalize sequence --kl-coef 0.1 --advantage-scale std {MIXED}"),
+        pytest.param(
+            "train_grpo.py",
+            f"--normalize sequence --kl-coef 0.1 --advantage-scale std {MIXED}",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_ranks_are_one(script, flags, tmp_path):
     """Gradients that are averaged, or never meet; counts of one rank taken for the step's; a rank without a
     pair that leaves the others waiting, or adds to the loss; a pair drawn otherwise because of its rank.
 
-    Breaks: no set_gradient_divide_factor; len(groups) for all_groups; no same_number; mean() of this rank
-    alone; len(lengths) for rows in token_weights; one random.Random for all pairs of a step.
+    Breaks: no set_gradient_divide_factor; len(groups) for all_groups; no pad_to_same_count; a mean of this
+    rank alone; len(rollouts) for all_rows; one random.Random for all pairs of a step.
     """
     one = train(1, script, tmp_path / "one", f"{SMALL} {flags}")
     assert MIXED in flags or {row["pair_frac"] for row in one[0]} == {0.0, 0.5, 1.0}
@@ -77,9 +78,11 @@ def test_two_ranks_are_one_with_vllm(generator, tmp_path):
     assert_alike(one, train(2, "train_dpo.py", tmp_path / "two", flags))
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_ranks(tmp_path):
     """A weight that only FSDP knows in what others are to load, or a checkpoint that two ranks measure while
-    one of them writes it. Breaks: leave out state_dict in run.py; no rank == 0 before validate()."""
+    one of them writes it. Breaks: leave out state_dict in life.export; no rank() == 0 in
+    validate()."""
     lines = (ROOT / "tiny/problems/test.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "problems.jsonl").write_text("".join(lines[:30]))
     flags = (
@@ -104,14 +107,15 @@ print(json.dumps(scores), file=sys.stderr if rank else sys.stdout, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_ranks_that_score_unequal_batches(tmp_path):
     """A rank with fewer batches leaves the others waiting for its part of the reward model's weights.
-    Break: no same_number in RewardModel.score."""
+    Break: no pad_to_same_count in RewardModel.score."""
     turns = [{"role": "user", "content": "Describe the fox: its food."}]
     answers = ["It eats mice. " * (1 + i % 7) for i in range(30)]
     conversations = json.dumps([[*turns, {"role": "assistant", "content": text}] for text in answers])
-    (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{UNEQUAL}")
-    alone, first = (json.loads(torchrun(n, tmp_path / "program.py", conversations)) for n in (1, 2))
+    program = write_program(tmp_path, UNEQUAL)
+    alone, first = (json.loads(torchrun(n, program, conversations)) for n in (1, 2))
     assert len(alone) == 30 and first == pytest.approx(alone[:1], abs=1e-4)
 
 
@@ -133,8 +137,7 @@ except sync.SyncError as error:
 
 def test_a_rank_that_does_not_come_to_a_sync(tmp_path):
     """Ranks that wait two hours for one that is stuck, and do not say for which. Break: no meet_within."""
-    (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{MISSING}")
-    said = torchrun(2, tmp_path / "program.py")
+    said = torchrun(2, write_program(tmp_path, MISSING))
     assert "sync at step 7" in said and "Ranks 1 failed" in said
 
 
@@ -154,6 +157,7 @@ def test_more_ranks_than_gpus(monkeypatch):
         see_one_gpu(0, 2)
 
 
+@pytest.mark.slow
 def test_prompts_that_do_not_divide(tmp_path):
     """Ranks with different shares. Break: drop the check in data.MixedIterator."""
     with pytest.raises(
@@ -166,15 +170,10 @@ def test_prompts_that_do_not_divide(tmp_path):
 def test_a_killed_rank_ends_the_others(tmp_path):
     """A rank that is killed for want of memory, and others that wait for it for hours. Break: start the ranks
     without torchrun, each by `python`."""
-    launch = [sys.executable, *kills.torchrun(2)]
     flags = f"{SMALL} --steps 1000 --run-dir {tmp_path / 'run'}"
-    run = subprocess.Popen(
-        [*launch, "train_dpo.py", *flags.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.exists() or not metrics.read_text():
-        assert run.poll() is None
-        time.sleep(0.5)
+    command = [sys.executable, *launch(2), "train_dpo.py", *flags.split()]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for_step(run, tmp_path / "run")
     ranks = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(ranks[1]), signal.SIGKILL)
     said = run.communicate(timeout=60)[1]

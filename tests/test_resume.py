@@ -6,18 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import torchrun
+from conftest import computed, torchrun, wait_for_step
 from safetensors.torch import load_file
 
+import life
 import train_dpo
 import train_grpo
-from bench.kills import computed
 from checkpoint import newest
 from run import Run, lock, read_config, read_metrics
 
@@ -67,7 +66,7 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize(
     "script, flags, dies",
     [
-        (train_dpo, "--sync-every 1", 3),
+        pytest.param(train_dpo, "--sync-every 1", 3, marks=pytest.mark.slow),
         (train_dpo, "--sync-every 3", 3),  # from step 2: inside a window, a batch of which is sampled already
         (
             train_dpo,
@@ -76,8 +75,8 @@ def straight(tmp_path_factory):
         ),  # from 4: just after a sync
         (train_grpo, "--sync-every 4 --sync-ref-every 3", 4),  # from 4: a sync comes next
         # From 4 and from 5, both inside the window of step 3's weights, and nothing is sampled ahead.
-        (train_dpo, "--sync-every 3 --save-every 1 --ahead 1", 4),
-        (train_grpo, "--sync-every inf", 5),
+        pytest.param(train_dpo, "--sync-every 3 --save-every 1 --ahead 1", 4, marks=pytest.mark.slow),
+        pytest.param(train_grpo, "--sync-every inf", 5, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_is_the_run(script, flags, dies, straight, die_at, monkeypatch, tmp_path):
@@ -130,16 +129,13 @@ def test_another_number_of_ranks(straight, die_at, monkeypatch, tmp_path):
 
 
 def test_a_signal_ends_a_run_after_its_step(straight, tmp_path):
-    """SIGTERM that loses the steps since the last checkpoint, or is an error. Break: no stop.asked()."""
+    """SIGTERM that loses the steps since the last checkpoint, or is an error. Break: no stop.requested()."""
     flags = "--sync-every 3"
     command = (
         f"train_dpo.py {SMALL.replace('--save-every 2', '')} {flags} --resume --run-dir {tmp_path / 'run'}"
     )
     run = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 1:
-        assert run.poll() is None
-        time.sleep(0.02)
+    wait_for_step(run, tmp_path / "run")
     run.send_signal(signal.SIGTERM)
     said = run.communicate(timeout=60)[0]
     steps = len(read_metrics(tmp_path / "run"))
@@ -203,19 +199,19 @@ def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
 
 
 def test_killed_between_a_checkpoint_and_its_export(straight, monkeypatch, tmp_path):
-    """A run that cannot go on, or an export that is never made. Breaks: run.export() before
-    checkpoints.save(); no publish() before the loop."""
+    """A run that cannot go on, or an export that is never made. Breaks: publish() before
+    checkpoints.save(); no publish() in steps()."""
     flags = "--sync-every 3 --engine transformers"
     command = f"{SMALL} {flags} --resume --run-dir {tmp_path / 'run'}".split()
-    export, kills = Run.export, {2, 4}
+    export, kills = life.export, {2, 4}
 
-    def killed(run, policy, tokenizer, step):
+    def killed(policy, tokenizer, directory, step):
         if step in kills:
             kills.remove(step)
             raise Killed
-        return export(run, policy, tokenizer, step)
+        return export(policy, tokenizer, directory, step)
 
-    monkeypatch.setattr(Run, "export", killed)
+    monkeypatch.setattr(life, "export", killed)
     for _ in range(2):
         with pytest.raises(Killed):
             train_dpo.main(command)
@@ -225,6 +221,23 @@ def test_killed_between_a_checkpoint_and_its_export(straight, monkeypatch, tmp_p
 
 
 HOLD = "import sys; from pathlib import Path; from run import lock; lock(Path(sys.argv[1])); print(); input()"
+
+
+def test_main_gives_the_signals_back(tmp_path):
+    """A notebook that Ctrl-C no longer interrupts after a run. Break: no finally in Life.steps."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    command = f"{SMALL} --engine transformers --steps 1 --run-dir {tmp_path / 'run'}".split()
+    train_dpo.main(command)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_an_error_in_a_step_gives_the_signals_back(die_at, tmp_path):
+    """The same where a step raises. Break: close the Stop after the loop instead."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    die_at(0)
+    with pytest.raises(Killed):
+        train_dpo.main(f"{SMALL} --engine transformers --steps 2 --run-dir {tmp_path / 'run'}".split())
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_two_processes_in_one_directory(monkeypatch, tmp_path, capsys):

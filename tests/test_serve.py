@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from conftest import wait_for_step
 
 import serve
 import train_dpo
@@ -297,10 +298,7 @@ def test_who_is_killed_takes_the_others_along(victim, tmp_path):
     atexit in Servers."""
     command = f"train_dpo.py {TRAIN} --steps 1000 --run-dir {tmp_path / 'run'} --generator-devices cpu"
     trainer = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.exists() or not metrics.read_text():
-        assert trainer.poll() is None
-        time.sleep(0.5)
+    wait_for_step(trainer, tmp_path / "run")
     run = psutil.Process(trainer.pid)
     all_of_it = [run, *run.children(recursive=True)]
     (killed,) = [process for process in all_of_it if victim in " ".join(process.cmdline())]

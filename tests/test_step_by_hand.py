@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM
 import train_dpo
 import train_grpo
 from data import Prompt
-from generate import Rollout, TransformersGenerator, encode_prompts
-from model import token_logps
 from flags import parse_flags
+from model import token_logps
 from run import read_metrics
 
 # What is answered to each problem; right where it says yes. Four pairs, three pairs, and none.
@@ -42,40 +41,17 @@ FLAGS = [
 ]
 
 
-class Scripted(TransformersGenerator):
-    """An engine that says SCRIPT, under log-probs that are off the model's, as those of older weights are."""
-
-    @torch.no_grad()
-    def sample(self, prompts, n, temperature, top_p, max_tokens, seeds, turn=0):
-        self.groups = []  # [[rollout] * G], a prompt each
-        for prompt, start, seed in zip(prompts, encode_prompts(self.tokenizer, prompts), seeds, strict=True):
-            self.groups.append([])
-            noise = torch.Generator().manual_seed(seed)
-            for text in SCRIPT[prompt.id]:
-                ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
-                logps = token_logps(self.model, torch.tensor([start + ids]), temperature=temperature)
-                logps = logps[0, len(start) :] + 0.3 * torch.randn(len(ids), generator=noise)
-                self.groups[-1].append(Rollout(prompt.id, start, ids, logps.tolist(), "stop", self.version))
-        return self.groups
-
-
 @pytest.fixture
-def both_ways(monkeypatch, checkpoints, tmp_path):
+def both_ways(scripted, monkeypatch, checkpoints, tmp_path):
     """Run a script and the same by hand, compare metrics and weights. Returns the rows of each forward."""
 
     def call(script, by_hand, *flags):
-        engines, rows = [], []
-
-        def load_generator(engine, path, dtype, device, *rest, **settings):
-            engines.append(Scripted(path, dtype, device))
-            return engines[0]
+        engines, rows = scripted(script, [(PROMPTS, 1)], SCRIPT, noise=0.3), []
 
         def counted(model, input_ids, *rest):
             rows.append(len(input_ids))
             return token_logps(model, input_ids, *rest)
 
-        monkeypatch.setattr(script, "load_sources", lambda specs: [(PROMPTS, 1)])
-        monkeypatch.setattr(script, "load_generator", load_generator)
         monkeypatch.setattr("rewards.MathVerifier", Grader)
         monkeypatch.setattr(script, "token_logps", counted)
         args = [*FLAGS, *flags, "--model", checkpoints["llama"], "--run-dir", str(tmp_path / "run")]
@@ -230,10 +206,10 @@ def test_dpo_step_by_hand(both_ways, flags, responses, limit):
 def test_grpo_step_by_hand(both_ways, flags, limit):
     """A correction, a normaliser or a KL term that is another, or that depends on the cut of the batch.
 
-    Breaks, each alone: `weights[: len(rows), None]`; `advantages[: len(rows)]`; token_weights of a
-    micro-batch's lengths; detach kl; old_logps for logps.detach(); no --advantage-scale; no temperature for
-    one of the models; swap clip_low and clip_high; a cap of 2. In the metrics: log_ratio for its exp; the
-    last ratio for the largest; swap low and high; clip's bounds for tis; no [mask.bool()].
+    Breaks, each alone: `per_token[: len(part), None]`; `advantages[: len(part)]`; token_weights of a
+    micro-batch's lengths; detach kl; sampler_logps for logps.detach(); no --advantage-scale; no temperature
+    for one of the models; swap clip_low and clip_high; a cap of 2. In the metrics: log_ratio for its exp;
+    the last ratio for the largest; swap low and high; clip's bounds for tis; no [mask.bool()].
     """
     rows = both_ways(train_grpo, grpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
     assert sum(rows) == 2 * 2 * 12

@@ -1,4 +1,4 @@
-"""What the drills of bench/ read out of what they see."""
+"""What the drills read out of what they see."""
 
 import random
 from statistics import median

@@ -1,4 +1,4 @@
-"""The parts of bench/trl_step.py that TRL is not needed for."""
+"""The parts of trl_step.py that TRL is not needed for."""
 
 from bench.trl_step import as_markdown, reward, summarise
 

@@ -1,0 +1,170 @@
+"""Commands that cannot work, and what each must say: in one line, before anything is computed or written.
+
+test_bad_input.py calls the scripts' main(), bench/bad_inputs.py starts a process for each command. In flags
+and messages {} stands for a folder that holds FILES, and a finished run of SMALL as {}/run.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+from run import write_text
+
+DPO, GRPO, EVALUATE = "train_dpo.py", "train_grpo.py", "evaluate.py"
+SMALL = "--data tiny@validation --steps 6 --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32"
+SMALL += " --lr 1e-3 --sync-every 3 --save-every 2 --keep 3 --engine transformers"
+
+GOOD = '{"problem": "What is 1 + 1?", "answer": "2"}\n'
+FILES = {  # name: content
+    "empty.jsonl": "",
+    "broken.jsonl": GOOD + '{"problem": "cut he',
+    "fields.jsonl": GOOD + '{"text": "What?"}\n',
+    "golds.jsonl": '{"problem": "Which?", "answer": "\\\\frac{1}{"}\n',
+    "good.jsonl": GOOD,
+    "chat.jsonl": '{"instruction": "Hi"}\n',
+    "folder/note.txt": "no model\n",
+    "used/metrics.jsonl": "{}\n",
+    "file": "",
+}
+
+STEPS = "takes a whole number of steps from 1 up, or inf; got"
+COUNT = "takes a whole number from 1 up; got"
+POSITIVE = "takes a number above 0; got"
+SHARE = "takes a number above 0 and at most 1; got"
+COEFFICIENT = "takes a number from 0 up; got"
+RUN = "the run in {}/run has"
+
+BOTH = [  # for each of the train scripts: flags, what the line must say
+    # A dial of 0 divides by zero; one of -3 never syncs. Break: float for Every.
+    *((f"--sync-every {s}", f"--sync-every: {STEPS} '{s}'") for s in ("0", "-3", "abc", "2.5", "nan")),
+    # A misspelt flag that is ignored. Break: no look at what is left over in parse_flags.
+    ("--sync-evry 3", "unknown flag: --sync-evry 3"),
+    # Values that fail deep inside, after the engine has started. Breaks: int for Count; float for Positive;
+    # no check of --samples-per-prompt in either script.
+    ("--sync-ref-every 0", f"--sync-ref-every: {STEPS} '0'"),
+    ("--eval-every 0", f"--eval-every: {STEPS} '0'"),
+    ("--steps 0", f"--steps: {COUNT} '0'"),
+    ("--steps many", f"--steps: {COUNT} 'many'"),
+    ("--prompts-per-step 0", f"--prompts-per-step: {COUNT} '0'"),
+    ("--samples-per-prompt 1", "--samples-per-prompt 1: a "),
+    ("--micro-batch-tokens 0", f"--micro-batch-tokens: {COUNT} '0'"),
+    ("--ahead 0", f"--ahead: {COUNT} '0'"),
+    ("--keep 0", f"--keep: {COUNT} '0'"),
+    ("--temperature 0", f"--temperature: {POSITIVE} '0'"),
+    ("--lr inf", f"--lr: {POSITIVE} 'inf'"),
+    ("--dtype int8", "--dtype: invalid choice: 'int8'"),
+    ("--engine tgi", "--engine: invalid choice: 'tgi'"),
+    (
+        "--max-new-tokens maths=8",
+        "--max-new-tokens: takes a number, or math=NUMBER,chat=NUMBER; got 'maths=8'",
+    ),
+    # Mixtures whose error comes late, in a traceback, or names nothing. Break: each check alone.
+    ("--data talk={}/chat.jsonl", "--data talk={}/chat.jsonl: unknown task 'talk'"),
+    ("--data {}/chat.jsonl", "requests are chat=..."),
+    ("--data chat={}/chat.jsonl@all", "--reward-model: chat needs a checkpoint"),
+    ("--data chat={}/chat.jsonl@all --reward-model {}/folder", "{}/folder: not a checkpoint"),
+    ("--data {}/good.jsonl --reward-model rm", "--reward-model rm: nothing to score"),
+    ("--data {}/good.jsonl --eval-every 5", "--eval-every: --data {}/good.jsonl leaves nothing held out"),
+    (
+        "--data {}/good.jsonl chat={}/chat.jsonl:2 --max-new-tokens math=8",
+        "--max-new-tokens math=8: none for chat",
+    ),
+    (
+        "--data {}/good.jsonl {}/good.jsonl",
+        "--data {}/good.jsonl: all its prompts are in the sources before it",
+    ),
+    (
+        "--data {}/good.jsonl:2 --prompts-per-step 3",
+        "--prompts-per-step 3: takes 3 prompts from a source of 1",
+    ),
+]
+REFUSED = [  # script, flags, what the line must say
+    *((script, *case) for script in (DPO, GRPO) for case in BOTH),
+    # Terms of a loss that are turned around or infinite. Breaks: float for Coefficient, for Share; no check
+    # of --tis-cap.
+    (DPO, "--pairing best", "--pairing: invalid choice: 'best'"),
+    (DPO, "--beta 0", f"--beta: {POSITIVE} '0'"),
+    (DPO, "--nll-coef -1", f"--nll-coef: {COEFFICIENT} '-1'"),
+    (DPO, "--entropy-coef nan", f"--entropy-coef: {COEFFICIENT} 'nan'"),
+    (DPO, "--grpo-coef inf", f"--grpo-coef: {COEFFICIENT} 'inf'"),
+    (GRPO, "--correction foo", "--correction: invalid choice: 'foo'"),
+    (GRPO, "--clip-low 1.5", f"--clip-low: {SHARE} '1.5'"),
+    (GRPO, "--clip-high 0", f"--clip-high: {POSITIVE} '0'"),
+    (GRPO, "--tis-cap 0.5", "--tis-cap 0.5: a cap below 1"),
+    (GRPO, "--kl-coef -1", f"--kl-coef: {COEFFICIENT} '-1'"),
+    (GRPO, "--normalize foo", "--normalize: invalid choice: 'foo'"),
+    (GRPO, "--advantage-scale mean", "--advantage-scale: invalid choice: 'mean'"),
+    # A traceback of the Hub's client; a folder taken for a model. Breaks: no except in load_config; no look
+    # for config.json there.
+    (DPO, "--model no/such", "--model no/such: no such folder"),
+    (DPO, "--model {}/folder", "--model {}/folder: not a Hugging Face checkpoint (it has no config.json)"),
+    # Data that is wrong somewhere. Break: leave the file's name, or the line, out of one message.
+    (DPO, "--data {}/none.jsonl", "{}/none.jsonl: no such file"),
+    (DPO, "--data {}/empty.jsonl", "--data {}/empty.jsonl: is empty"),
+    (DPO, "--data {}/broken.jsonl", "{}/broken.jsonl, line 2: not JSON"),
+    (DPO, "--data {}/fields.jsonl", "{}/fields.jsonl, line 2: no text in"),
+    # Problems nobody can be right about. Break: return all prompts from gradable().
+    (DPO, "--data {}/golds.jsonl", "1 of 1 gold answers, the first is '\\\\frac{1}{'"),
+    # Responses that the engine would cut, or refuse, later. Break: no check in fit_context.
+    (DPO, "--data tiny@test --max-new-tokens 4000", "--max-new-tokens 4000: the longest prompt has"),
+    (
+        EVALUATE,
+        "--model tiny/llama --data tiny@test --max-new-tokens 4000",
+        "--max-new-tokens 4000: the longest prompt has",
+    ),
+    # Kernels and servers that are not there. Breaks: no check_attention; no check_engine; no except in
+    # Servers._check.
+    (DPO, "--attention flash_attention_2 --dtype float32", "--attention flash_attention_2: with --dtype"),
+    (DPO, "--engine transformers --generator-url http://127.0.0.1:9", "--generator-url: these are vLLM"),
+    (
+        DPO,
+        "--data {}/good.jsonl --prompts-per-step 1 --generator-url http://127.0.0.1:9",
+        "--generator-url http://127.0.0.1:9: no server that takes weights (http://127.0.0.1:9 does not",
+    ),
+    # A run written over another, or half of it with one learning rate and half with another. Breaks: no look
+    # inside the directory; put lr into run.FREE.
+    (DPO, "--run-dir {}/file", "--run-dir {}/file: is a file"),
+    (DPO, "--run-dir {}/used", "--run-dir {}/used: not empty"),
+    (DPO, "--run-dir {}/used --resume", "--run-dir {}/used: has no config.json"),
+    (DPO, f"{SMALL} --run-dir {{}}/run", "--run-dir {}/run: not empty; --resume it"),
+    (
+        DPO,
+        f"{SMALL} --run-dir {{}}/run --resume --lr 1e-5",
+        f"--lr 1e-05: {RUN} 0.001; resume it with the same",
+    ),
+    (DPO, f"{SMALL} --run-dir {{}}/run --resume --sync-every 1", f"--sync-every 1: {RUN} 3"),
+    (DPO, f"{SMALL} --run-dir {{}}/run --resume --seed 1", f"--seed 1: {RUN} 0"),
+    (
+        DPO,
+        f"{SMALL} --run-dir {{}}/run --resume --data tiny@test",
+        f"--data ['tiny@test']: {RUN} ['tiny@validation']",
+    ),
+]
+
+
+def write_files(folder: Path) -> None:
+    """Write FILES into a folder."""
+    for name, content in FILES.items():
+        write_text(folder / name, content)
+
+
+def words_of(script: str, flags: str, folder: Path) -> list[str]:
+    """The words of a command. A train script's run goes to {}/new, unless the flags name its directory."""
+    words = flags.replace("{}", str(folder)).split()
+    return words if script == EVALUATE or "--run-dir" in words else [*words, "--run-dir", f"{folder}/new"]
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """{path: digest} of all that is in a folder, empty folders included."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(
+            path.read_bytes() if path.is_file() else b""
+        ).hexdigest()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def lines_of(said: str) -> list[str]:
+    """The lines that a program wrote, without progress bars, which end where the next bar or line begins."""
+    lines = [line.split("\r")[-1].strip() for line in said.splitlines()]
+    return [line for line in lines if line and not re.search(r"\d+%\||\d+/\d+ \[", line)]
