@@ -170,10 +170,10 @@ def locked(table: Path) -> Iterator[None]:
 
 
 def has(path: str | Path, command: str) -> bool:
-    """Whether an archive holds the results of a run, which may be missing altogether.
+    """Whether the archive has the results of a run that this command made.
 
-    ValueError in one line if it holds results of another command under that name, or if the name of one run
-    begins with another's: a row is either one run or a run for each seed.
+    ValueError in one line if another command made them, or if the archive has runs below or above that name:
+    a row is either one run or a run for each seed.
     """
     table, name = locate(path)
     for run in read(table):
@@ -189,9 +189,9 @@ def has(path: str | Path, command: str) -> bool:
 
 
 def add(path: str | Path, directory: str | Path, command: str) -> None:
-    """Put the results in a run's directory under a name into its table's archive.
+    """Put the results in a run's directory into an archive, under the name that the path gives.
 
-    ValueError in one line if they are there already, or for any reason that has() gives.
+    ValueError in one line if the archive has them already, or for the reasons that has() gives.
     """
     table, name = locate(path)
     run = read_directory(directory, name, command)
