@@ -195,10 +195,10 @@ def main(args: list[str] | None = None) -> None:
         scorer = Scorer(tasks, config.reward_model, device)
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
+        warn(config, tasks)
         generator = load_generator(
             config.engine, config.model, dtype, device, max_model_len, **config.engine_settings()
         )
-    warn(config, tasks)
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)

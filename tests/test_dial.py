@@ -213,7 +213,7 @@ def test_stale_responses_without_correction_are_announced(tmp_path, monkeypatch,
     class Ready(Exception):
         """Everything is checked and said; nothing is loaded yet."""
 
-    def stop(*args):
+    def stop(*args, **settings):
         raise Ready
 
     monkeypatch.setattr("rewards.MathVerifier", lambda: None)  # it takes seconds to start

@@ -12,6 +12,7 @@ NAMES = [
         "evaluate",
         "grader.grade",
         "judge.winrates",
+        "tables.archive",
         "tiny.chat",
         "tiny.preferences",
         "tiny.smollm2",
