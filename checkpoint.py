@@ -1,8 +1,7 @@
 """A run's complete state on disk, so that it can be resumed exactly.
 
-    runs/NAME/checkpoints/STEP/*.safetensors    each rank's part of the policy and of Adam's moments; if
-    nothing
-                                                else holds them, of the reference and the generator, too
+    runs/NAME/checkpoints/STEP/*.safetensors    each rank's part of the policy and of Adam's moments; of the
+                                                reference and the generator, if nothing else holds them
     runs/NAME/checkpoints/STEP/rollouts.jsonl   responses sampled ahead, that no step has learned from yet
     runs/NAME/checkpoints/STEP/state.json       what was drawn and counted; written last
 
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from flags import TrainFlags
-from generate import Generator, Window
+from generate import Window
 from ranks import broadcast_from_first, meet, rank, world_size
 from rewards import Scorer
 from run import full_disk_ends_run, numbered, read_lines, write_lines
@@ -43,12 +42,12 @@ class Checkpoints:
         policy: nn.Module,
         optimizer: torch.optim.Optimizer,
         reference: nn.Module,
-        generator: Generator,
+        window: Window,
         scorer: Scorer,
     ):
         self.config, self.directory = config, Path(config.run_dir) / "checkpoints"
         self.policy, self.optimizer, self.reference = policy, optimizer, reference
-        self.generator, self.scorer = generator, scorer
+        self.window, self.generator, self.scorer = window, window.generator, scorer
         self.held = {}  # {name: weight} of the generator, where nothing else has them
 
     def note_sync(self) -> None:
@@ -61,10 +60,10 @@ class Checkpoints:
             self.held = {n: p.detach().to(dtype, copy=True).cpu() for n, p in self.policy.named_parameters()}
 
     @full_disk_ends_run()
-    def save(self, step: int, window: Window, counts: dict) -> None:
+    def save(self, step: int, counts: dict) -> None:
         """Write atomically what it takes to go on with `step`. counts: anything that JSON holds."""
         final, partial = self.directory / str(step), self.directory / f"{step}.partial"
-        drawn, rollouts = window.state(step)
+        drawn, rollouts = self.window.state(step)
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -97,7 +96,7 @@ class Checkpoints:
                 shutil.rmtree(self.directory / str(old))
         meet()
 
-    def load(self, window: Window) -> tuple[int, dict] | None:
+    def load(self) -> tuple[int, dict] | None:
         """Restore everything from the newest whole checkpoint: (step, counts), or None if there is none.
 
         ValueError in one line if the data is not the same.
@@ -125,7 +124,7 @@ class Checkpoints:
         dcp.load(self._tensors(moments), storage_reader=stored)
         if rank() == 0:
             self.scorer.set_counts(state["counts"]["scorer"])
-        window.load_state(step, state, read_lines(path / "rollouts.jsonl"))
+        self.window.load_state(step, state, read_lines(path / "rollouts.jsonl"))
         return step, state["counts"]
 
     def remedy(self) -> str:

@@ -147,9 +147,7 @@ def measure(prepared: tuple, config: Config) -> tuple[dict[str, Any], list[dict]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     gpu_memory = 0.85
-    if (
-        device.type == "cuda"
-    ):  # the engine's share is of all memory, and a reward model or a trainer may hold some
+    if device.type == "cuda":  # a share is of all memory, some of which a reward model or a trainer may hold
         free, total = torch.cuda.mem_get_info()
         gpu_memory *= free / total
     with one_line_errors():

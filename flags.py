@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 TINY_MODEL = os.path.relpath(Path(__file__).parent / "tiny" / "llama")  # from wherever a script is started
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 
 def number(text: str | float, accepts: Callable[[float], bool], meaning: str) -> float:
@@ -91,7 +91,7 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
     """--help with the docstring's own lines, and every flag's default."""
 
 
-def parse_flags(config_class: type[T], args: list[str] | None = None) -> T:
+def parse_flags(config_class: type[Value], args: list[str] | None = None) -> Value:
     """Parse the command line into a dataclass. A wrong flag ends the program with one line and exit status 2.
 
     --help begins with the docstring of the script that defines the dataclass.
@@ -110,8 +110,11 @@ def parse_flags(config_class: type[T], args: list[str] | None = None) -> T:
 
 def program() -> str:
     """The name of the running program: a script's file name, or `python -m judge`."""
-    spec = sys.modules["__main__"].__spec__
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+    # Under pdb there is none, or pdb's own.
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.origin == os.path.abspath(sys.argv[0]):
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return Path(sys.argv[0]).name
 
 
 def exit_with(message: Any) -> NoReturn:
@@ -131,7 +134,10 @@ def one_line_errors() -> Iterator[None]:
 
 @dataclass
 class TrainFlags:
-    """The flags that train_dpo.py and train_grpo.py share to the letter."""
+    """The flags that train_dpo.py and train_grpo.py share to the letter.
+
+    Each script's Config adds its own, and run_dir, sync_ref_every, lr and adam_eps, whose defaults differ.
+    """
 
     model: str = HfArg(default=TINY_MODEL, help="A Hugging Face checkpoint: a folder, or a name on the Hub.")
     data: list[str] = HfArg(
@@ -201,7 +207,7 @@ class TrainFlags:
         "best/ names the best one.",
     )
 
-    def engine_settings(self) -> dict[str, Any]:
+    def generator_settings(self) -> dict[str, Any]:
         """Where and how the generator runs, as generate.load_generator takes it."""
         return {
             "memory": self.engine_memory,

@@ -1,10 +1,13 @@
 """Turn prompts into rollouts: vLLM samples, or plain transformers where vLLM does not install."""
 
+import ctypes
+import gc
 import hashlib
 import importlib.util
 import logging
 import math
 import os
+import sys
 import threading
 import time
 import warnings
@@ -23,10 +26,9 @@ from transformers import PreTrainedTokenizerBase
 
 from data import MixedIterator, Prompt
 from flags import Limits, TrainFlags
-from model import load_config, load_policy, load_tokenizer, release_memory, token_logps
+from model import load_config, load_policy, load_tokenizer, token_logps
 from ranks import all_max, gather, rank
-from serve import Servers, engine_settings, in_background
-from sync import load_in_worker
+from serve import Servers, engine_settings, in_background, load_in_worker
 
 MOST_MASKED = 1024  # ids of a request, in vLLM 0.32's model runner for GPUs
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
@@ -303,6 +305,14 @@ class VLLMGenerator(Generator):
 def _sampled_logps(output):
     """The sampled token's log-prob stands first at each position."""
     return [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
+
+
+def release_memory() -> None:
+    """Free what only reference cycles hold, such as a closed engine, and hand it back to Linux."""
+    gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim:
+        malloc_trim(0)
 
 
 class ServedGenerator(Generator):

@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import evaluate
 from checkpoint import Checkpoints
 from data import Prompt, split_spec
-from flags import TrainFlags, one_line_errors
-from generate import Rollout, Window, check_engine
-from metrics import Stopwatch, of_run
+from flags import TrainFlags, one_line_errors, program
+from generate import Window, check_engine
+from metrics import of_run
 from model import check_attention, full_weights
-from ranks import all_max, all_sum, broadcast_from_first, init_ranks, meet, rank
+from ranks import all_max, broadcast_from_first, init_ranks, meet, rank
 from rewards import Scorer
 from run import Run, check_run_dir, check_same_run, full_disk_ends_run, point_to_best
 
@@ -37,11 +37,11 @@ def prepare(config: TrainFlags) -> torch.device:
 
     ValueError in one line if a directory is in use, a run is resumed with other flags, or flags do not fit.
     """
-    rank, _, device = init_ranks()
+    _, _, device = init_ranks()
     on_gpu = device.type == "cuda"
     config.dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     config.micro_batch_tokens = config.micro_batch_tokens or (16384 if on_gpu else 2048)
-    if rank == 0:
+    if rank() == 0:
         check_run_dir(config)
         check_same_run(config)
     check_engine(config.engine, config.engine_sleep, config.generator_devices, config.generator_url)
@@ -68,20 +68,21 @@ class Life:
         the program in one line.
         """
         self.config, self.held_out, self.policy = config, held_out, policy
-        self.scorer, self.window, self.generator = scorer, window, window.generator
+        self.scorer, self.generator = scorer, window.generator
         # Over all steps so far; a checkpoint keeps it.
         self.counts = {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0}
-        self.checkpoints = Checkpoints(config, policy, optimizer, reference, self.generator, scorer)
+        self.checkpoints = Checkpoints(config, policy, optimizer, reference, window, scorer)
         self.start = 0
         with one_line_errors():
             if config.resume:
-                self.start, self.counts = self.checkpoints.load(window) or (self.start, self.counts)
+                self.start, self.counts = self.checkpoints.load() or (self.start, self.counts)
             self.run = Run(config, rank(), self.start)
+        self.save_rollouts = self.run.save_rollouts
 
     def steps(self) -> Iterator[int]:
         """The steps to take, under a progress bar; from now on SIGTERM and Ctrl-C ask the run to stop.
 
-        However the loop ends, the signals' earlier handlers come back: `for` closes this generator.
+        When the loop ends, by an error too, it drops this generator, and the earlier handlers come back.
         """
         self.stop = Stop()
         try:
@@ -97,8 +98,8 @@ class Life:
         """Remember what the generator holds now: a checkpoint inside the window needs it."""
         self.checkpoints.note_sync()
 
-    def finite(self, grad_norm: float | None) -> bool:
-        """Whether there is a gradient (None: there is none) of finite norm; counts those that are not."""
+    def note_gradient(self, grad_norm: float | None) -> bool:
+        """Count a gradient that is not finite; None is no gradient. True if the optimizer is to step."""
         if grad_norm is None:
             return False
         finite = math.isfinite(grad_norm)  # on all ranks, or on none
@@ -106,32 +107,17 @@ class Life:
         self.counts["skipped_in_a_row"] = 0 if finite else self.counts["skipped_in_a_row"] + 1
         return finite
 
-    def so_far(self, rollouts: list[Rollout], watch: Stopwatch) -> dict[str, Any]:
-        """Count a step's tokens and seconds. Returns the metrics over all steps of the run."""
-        self.counts["tokens"] += int(all_sum(len(rollout.response_ids) for rollout in rollouts))
-        self.counts["seconds"] += watch.total()
-        return of_run(self.counts, self.scorer)
-
     def log(self, metrics: dict[str, Any]) -> None:
-        """Write a step's metrics, and show three of them in the progress bar."""
-        self.run.log(metrics)
+        """Write a step's metrics and those over all steps so far; show three of them in the progress bar."""
+        self.counts["tokens"] += metrics["tokens"]
+        self.counts["seconds"] += metrics["step_s"]
+        self.run.log({**metrics, **of_run(self.counts, self.scorer)})
         shown = {
             "reward": f"{metrics['reward']:.2f}",
             "staleness": metrics["staleness"],
             "loss": metrics["loss"],
         }
         self.bar.set_postfix(shown)
-
-    def save_rollouts(
-        self,
-        step: int,
-        prompts: list[Prompt],
-        rollouts: list[Rollout],
-        responses: list[str],
-        rewards: list[float],
-    ) -> None:
-        """Keep a step's first responses, for people to read; all lists have one entry a response."""
-        self.run.save_rollouts(step, prompts, rollouts, responses, rewards)
 
     def after(self, step: int) -> bool:
         """Save, export and measure what is due after a step. True if the run is to stop, by a signal.
@@ -145,14 +131,14 @@ class Life:
         done = step + 1
         due = done % self.config.save_every == 0
         if due:
-            self.checkpoints.save(done, self.window, self.counts)
+            self.checkpoints.save(done, self.counts)
         if not self.stop.requested():  # otherwise the resumed run does it
             self.publish(done)
         if not self.stop.requested():
             return False
         if not due:
-            self.checkpoints.save(done, self.window, self.counts)
-        print(f"run: stopped after step {step}; the same command with --resume goes on")
+            self.checkpoints.save(done, self.counts)
+        print(f"{program()}: stopped after step {step}; the same command with --resume goes on")
         return True
 
     def publish(self, done: int) -> None:

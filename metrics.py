@@ -3,8 +3,9 @@
     python metrics.py      prints the glossary as the table in README
 
 Every function returns {key: number}, always with the same keys, and None where a step has nothing to measure.
-Numbers are over all ranks, so all ranks call these functions, in the same order. P prompts a step, G samples
-a prompt; lists with one entry a response have P * G of this rank's.
+Counts and means are over all ranks, so all ranks call these functions, in the same order; seconds are each
+rank's own, and rank 0 writes its own. P prompts a step, G samples a prompt. A list with one entry a response
+covers this rank's P * G.
 """
 
 import time
@@ -65,7 +66,7 @@ GLOSSARY = {  # one or more keys: their meaning
     "ratio": "GRPO: mean importance ratio of the tokens: the policy over the weights that sampled",
     "ratio_max": "GRPO: the largest ratio of a token",
     "bound_frac": "GRPO: share of tokens whose ratio is outside the clip bounds, or above the cap",
-    "grad_norm": "norm of the gradient before it is clipped; `null` if it was not finite",
+    "grad_norm": "norm of the gradient before it is clipped; `null` if not finite, or without any pair",
     "skipped_steps": (
         "steps so far whose gradient was not finite, which left the weights alone; three in a row end the run"
     ),
@@ -126,15 +127,16 @@ class Seen:
         self.log_ratios, self.kl, self.entropy = [], [], []  # a tensor a micro-batch, of its response tokens
         self.margin, self.chosen_logp, self.rejected_logp = [], [], []  # a tensor a micro-batch, of its pairs
 
-    def loss(self, loss: Tensor, rows: list[int], parts: Tensor) -> None:
-        """A micro-batch's loss, and the parts (N,) of it that the responses `rows` (N) contribute."""
+    def loss(self, loss: Tensor, responses: list[int], shares: Tensor) -> None:
+        """A micro-batch's loss, and the shares (N,) of it that N responses contribute."""
         self.losses.append(loss.item())
-        self.loss_of.index_add_(0, torch.tensor(rows, dtype=torch.long), parts.detach().cpu())
+        self.loss_of.index_add_(0, torch.tensor(responses, dtype=torch.long), shares.detach().cpu())
 
     def tokens(self, mask: Tensor, log_ratio: Tensor, kl: Tensor, entropy: Tensor) -> None:
         """Keep the response tokens of (B, T) tensors: log policy - log sampler, KL estimate, entropy."""
+        of_response = mask.bool()
         for seen, values in ((self.log_ratios, log_ratio), (self.kl, kl), (self.entropy, entropy)):
-            seen.append(values.detach()[mask.bool()])
+            seen.append(values.detach()[of_response])
 
     def pairs(self, margin: Tensor, chosen_logp: Tensor, rejected_logp: Tensor) -> None:
         """All (N,), one entry a pair."""
@@ -155,20 +157,13 @@ def has_pair(rewards: Tensor) -> list[bool]:
 def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
     """What was sampled, and its rewards (P, G). prompts, rollouts: one entry a response."""
     lengths, scores = [len(r.response_ids) for r in rollouts], rewards.flatten().tolist()
-    right, wrong = (
-        [
-            n
-            for n, prompt, score in zip(lengths, prompts, scores, strict=True)
-            if prompt.task == "math" and score == s
-        ]
-        for s in (1, 0)
-    )
+    verified = [(n, s) for n, s, p in zip(lengths, scores, prompts, strict=True) if p.task == "math"]
     return {
         "reward": all_mean(scores),
         "pair_frac": all_mean(has_pair(rewards)),
         "length": all_mean(lengths),
-        "right_length": all_mean(right),
-        "wrong_length": all_mean(wrong),
+        "right_length": all_mean(n for n, score in verified if score == 1),
+        "wrong_length": all_mean(n for n, score in verified if score == 0),
         "truncated_frac": all_mean(r.finish_reason == "length" for r in rollouts),
         "entropy": -all_mean(logp for r in rollouts for logp in r.logps),
         "tokens": int(all_sum(lengths)),
@@ -177,7 +172,7 @@ def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
 
 def of_staleness(step: int, rollouts: list, seen: Seen) -> dict:
     """The age of the weights that sampled; at age 0, how far trainer and generator differ."""
-    (staleness,) = {step - rollout.version for rollout in rollouts}
+    staleness = step - rollouts[0].version  # the same for all: see generate.Window.take
     gaps = [abs(log_ratio) for log_ratio in _flat(seen.log_ratios)] if staleness == 0 else []
     return {"staleness": staleness, "logp_gap": all_mean(gaps), "logp_gap_max": all_max(gaps)}
 
@@ -231,7 +226,7 @@ def by_task(tasks: list[str], prompts: list, rollouts: list, rewards: Tensor, se
 
 
 def of_run(counts: dict, scorer: Scorer) -> dict:
-    """Over all steps of the run so far. counts: of life.Life."""
+    """Over all steps of the run so far; life.Life keeps the counts."""
     return {
         "skipped_steps": counts["skipped"],
         "tokens_per_s": counts["tokens"] / counts["seconds"],

@@ -1,7 +1,6 @@
 """The policy, a Hugging Face causal language model: load, shard, and compute per-token log-probs."""
 
 import ctypes
-import gc
 import math
 import sys
 from collections.abc import Iterator
@@ -104,14 +103,6 @@ def keep_freed_memory() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing at the heap's end goes back
 
 
-def release_memory() -> None:
-    """Free what only reference cycles hold, such as a closed engine, and hand it back to Linux."""
-    gc.collect()
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if malloc_trim:
-        malloc_trim(0)
-
-
 def check_attention(attention: str, dtype: str) -> None:
     """ValueError in one line if --attention cannot be had here."""
     if attention != "flash_attention_2":
@@ -124,9 +115,7 @@ def check_attention(attention: str, dtype: str) -> None:
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     """The layers of a transformer: the units of sharding and of activation checkpointing."""
-    wanted = set(
-        model._no_split_modules
-    )  # names of classes; fully_shard() makes a subclass of a block's class
+    wanted = set(model._no_split_modules)  # names; fully_shard() makes a subclass of a block's class
     return [m for m in model.modules() if wanted & {kind.__name__ for kind in type(m).__mro__}]
 
 
@@ -259,8 +248,8 @@ def packs(model: PreTrainedModel) -> bool:
 def packed_hidden(decoder: nn.Module, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     """The decoder's last hidden states, (B, T, D), not computed behind a row's last response token.
 
-    All rows become one of N tokens whose positions start again at 0 for each row: from these transformers
-    tells flash attention where a row ends, so no token sees another row's.
+    All rows become one of N tokens whose positions start again at 0 for each row. From these positions
+    transformers finds where a row ends and tells flash attention, so no token sees another row's.
     """
     B, T = input_ids.shape
     places = torch.arange(T, device=input_ids.device).expand(B, T)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 # While one rank generates its last long response, or measures a checkpoint, the others wait in a collective.
 # A rank that dies does not make them wait so long: torchrun ends the others at once.
 PATIENCE = timedelta(hours=2)
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 
 def launch(ranks: int) -> list[str]:
@@ -83,9 +83,7 @@ def world_size() -> int:
 
 def _reduce(numbers: list[float], operation) -> list[float]:
     """Reduce each number over all ranks."""
-    tensor = torch.tensor(
-        numbers, dtype=torch.float64
-    )  # on the CPU, so over gloo even where gradients use NCCL
+    tensor = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so by gloo, whatever gradients go by
     if world_size() > 1:
         dist.all_reduce(tensor, operation)
     return tensor.tolist()
@@ -109,7 +107,7 @@ def all_max(values: Iterable[float]) -> float | None:
     return None if value == -torch.inf else value
 
 
-def broadcast_from_first(compute: Callable[[], T]) -> T:
+def broadcast_from_first(compute: Callable[[], Value]) -> Value:
     """Run compute() on rank 0 and broadcast the result, so that all ranks decide alike."""
     if world_size() == 1:
         return compute()
@@ -118,7 +116,7 @@ def broadcast_from_first(compute: Callable[[], T]) -> T:
     return box[0]
 
 
-def pad_to_same_count(batches: Iterable[list[T]]) -> list[list[T]]:
+def pad_to_same_count(batches: Iterable[list[Value]]) -> list[list[Value]]:
     """Append empty batches until every rank has as many as the rank with the most.
 
     FSDP gathers a sharded model's weights from all ranks at every forward, so a rank that ran one forward
@@ -145,7 +143,7 @@ def _gloo():
     return dist.new_group(backend="gloo")
 
 
-def gather(rows: Iterable[T]) -> list[T]:
+def gather(rows: Iterable[Value]) -> list[Value]:
     """All ranks' rows as one list on rank 0; an empty list on the others."""
     rows = list(rows)
     if world_size() == 1:

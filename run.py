@@ -1,14 +1,16 @@
 """A run on disk: everything that it writes, and how it is read back.
 
-runs/NAME/config.json           every flag, package versions, commit, machine
-runs/NAME/metrics.jsonl         one line a step, always the same keys
-runs/NAME/rollouts/STEP.jsonl   a step's first responses with their rewards
-runs/NAME/checkpoints/STEP/     the complete state after STEP steps, to resume from (checkpoint.py)
-runs/NAME/export/STEP/          the policy after STEP steps, as a Hugging Face checkpoint
-runs/NAME/validation/STEP/      what --eval-every measured of that export
-runs/NAME/best/TASK             a link to the export that did best in validation
-runs/NAME/eval/                 what evaluate.py measured
-runs/NAME/lock                  held by the process that trains here
+A run's directory, runs/NAME, holds
+
+    config.json           every flag, package versions, commit, machine
+    metrics.jsonl         one line a step, always the same keys
+    rollouts/STEP.jsonl   a step's first responses with their rewards
+    checkpoints/STEP/     the complete state after STEP steps, to resume from (checkpoint.py)
+    export/STEP/          the policy after STEP steps, as a Hugging Face checkpoint
+    validation/STEP/      what --eval-every measured of that export
+    best/TASK             a link to the export that did best in validation
+    eval/                 what evaluate.py measured
+    lock                  held by the process that trains here
 """
 
 import errno
@@ -265,7 +267,7 @@ def point_to_best(directory: str | Path, task: str, step: str) -> None:
 
 
 def checkpoint_path(path: str) -> str:
-    """Of a run directory its newest export; any other path, a checkpoint's, as it is."""
+    """A run directory's newest export; any other path unchanged."""
     exports = Path(path) / "export"
     if not exports.is_dir():
         return path

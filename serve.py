@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 6 train_dpo.py --generator-devices 6 7     # starts servers on this machine
 
-    python serve.py --model meta-llama/Llama-3.1-8B-Instruct             # on another machine: start it there,
-    then torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct --generator-url http://HOST:8000
+    python serve.py --model meta-llama/Llama-3.1-8B-Instruct             # on another machine, first; then
+    torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct --generator-url http://HOST:8000
 
 A server is vLLM's own, with the flags that let it take weights: on GPUs through vLLM's weight-transfer API,
 over NCCL; on a CPU through files in memory, so there it must run on the trainer's machine. Anyone who can
@@ -34,13 +34,12 @@ from urllib.parse import urlsplit
 
 import requests
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.hf_argparser import HfArg
 
 from flags import TINY_MODEL, Count, Share, one_line_errors, parse_flags
 from model import load_config, meta_model
 from ranks import broadcast_from_first, rank
-from sync import load_in_worker
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
 START_S = 1800  # a large model takes minutes to load
@@ -368,7 +367,7 @@ class Source:
 
 
 class TransferClient:
-    """Several servers as the one that vLLM's transfer speaks to; each is asked in its own thread."""
+    """Present several servers to vLLM's transfer as one; each is asked in its own thread."""
 
     def __init__(self, urls: list[str]):
         self.urls, self.pool = urls, ThreadPoolExecutor(len(urls))
@@ -390,6 +389,45 @@ class TransferClient:
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._each("finish_weight_update", [None] * len(self.urls))
+
+
+def load_in_worker(
+    worker: Any, pairs: Iterable[tuple[str, Tensor]] | None, folder: str | Path | None
+) -> tuple[set[str], set[str]]:
+    """Reload a vLLM engine's weights, from (name, tensor) pairs or from a folder; runs in its worker.
+
+    Returns the names of the engine's own (fused) weights that took a value, and all there are.
+    """
+    model = worker.model_runner.get_model()
+    expected = {name for name, _ in model.named_parameters()}
+    loaded = set()
+    load_weights = model.load_weights
+
+    def recording(pairs: Iterator[tuple[str, Tensor]]):
+        names = load_weights(pairs)
+        loaded.update(names)
+        return names
+
+    # reload_weights only warns of a weight that got no value; the proof must know.
+    model.load_weights = recording
+    worker.reload_weights(weights_iterator=pairs, weights_path=folder)
+    del model.load_weights
+    repack_tied_head(model)
+    return loaded, expected
+
+
+def repack_tied_head(model: nn.Module) -> None:
+    """On the CPU, let an output head that is tied to the embedding see the new weights.
+
+    vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload brings new values to the
+    embedding's tensor, but a tied head is not a weight of its own, so its packed copy keeps the old ones, and
+    nothing reports it.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 class Receiver:

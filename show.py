@@ -1,6 +1,8 @@
 """Print prompts, their answers with rewards, and the chosen pair token by token.
 
-python show.py --model tiny/llama --data tiny --show 3
+    python show.py --model tiny/llama --data tiny --show 3
+
+The number behind a token is the probability, in percent, that it was sampled with.
 """
 
 import math

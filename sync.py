@@ -8,14 +8,11 @@ small learning rate moves the canary less than bfloat16 rounds it, so the first 
 rehearsal with weights that are plainly different.
 """
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Protocol
-
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel
 
+from generate import Generator
 from model import full_weights, token_logps
 from ranks import meet_within
 
@@ -32,20 +29,7 @@ class SyncError(RuntimeError):
     """The generator does not hold the policy's weights."""
 
 
-class Target(Protocol):
-    """What a sync needs of a generator (generate.Generator defines the methods)."""
-
-    version: int | None
-    dtype: torch.dtype
-    tokenizer: PreTrainedTokenizerBase
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]: ...
-    def reset_prefix_cache(self) -> bool: ...
-    def score(self, ids: list[int]) -> list[list[float]]: ...
-    def stamp(self, step: int) -> None: ...
-
-
-def sync(policy: PreTrainedModel, generator: Target, step: int) -> float:
+def sync(policy: PreTrainedModel, generator: Generator, step: int) -> float:
     """Copy the policy's weights into the generator, prove it, and make `step` the generator's version.
 
     Returns the canary's gap in nats per token. Raises SyncError with the numbers if any proof fails.
@@ -61,7 +45,7 @@ def sync(policy: PreTrainedModel, generator: Target, step: int) -> float:
     return gap
 
 
-def copy_and_prove(policy: PreTrainedModel, generator: Target, tolerance: float, what: str) -> float:
+def copy_and_prove(policy: PreTrainedModel, generator: Generator, tolerance: float, what: str) -> float:
     """The copy and its proofs; `what` begins an error's message. Returns the canary's gap."""
     sent = set()
 
@@ -89,7 +73,7 @@ def copy_and_prove(policy: PreTrainedModel, generator: Target, tolerance: float,
     return gap
 
 
-def rehearse(policy: PreTrainedModel, generator: Target) -> None:
+def rehearse(policy: PreTrainedModel, generator: Generator) -> None:
     """Copy a plainly different model, prove that the generator follows, and undo the change.
 
     Every tensor is reversed along its last dimension (of a sharded tensor, each rank's part), which can be
@@ -117,7 +101,7 @@ def reverse(policy: nn.Module) -> None:
 
 
 @torch.no_grad()
-def canary_gap(policy: PreTrainedModel, generator: Target) -> float:
+def canary_gap(policy: PreTrainedModel, generator: Generator) -> float:
     """Mean |trainer - generator| log-prob over the canary's tokens, at temperature 1 (nats).
 
     With several engines, the gap of the worst.
@@ -128,45 +112,3 @@ def canary_gap(policy: PreTrainedModel, generator: Target) -> float:
         ours = token_logps(policy, torch.tensor([ids], device=device))[0, 1:].cpu()  # (T - 1,)
     theirs = torch.tensor(generator.score(ids))  # (engines, T - 1)
     return (ours - theirs).abs().mean(-1).max().item()
-
-
-# --- The engine's end: what a vLLM worker does with a copy ---
-
-
-def load_in_worker(
-    worker: Any, pairs: Iterable[tuple[str, Tensor]] | None, folder: str | Path | None
-) -> tuple[set[str], set[str]]:
-    """Reload a vLLM engine's weights, from (name, tensor) pairs or from a folder; runs in its worker.
-
-    Returns the names of the engine's own (fused) weights that took a value, and all there are.
-    """
-    model = worker.model_runner.get_model()
-    expected = {name for name, _ in model.named_parameters()}
-    loaded = set()
-    load_weights = model.load_weights
-
-    def recording(pairs: Iterator[tuple[str, Tensor]]):
-        names = load_weights(pairs)
-        loaded.update(names)
-        return names
-
-    # reload_weights only warns of a weight that got no value; the proof must know.
-    model.load_weights = recording
-    worker.reload_weights(weights_iterator=pairs, weights_path=folder)
-    del model.load_weights
-    repack_tied_head(model)
-    return loaded, expected
-
-
-def repack_tied_head(model: nn.Module) -> None:
-    """On the CPU, let an output head that is tied to the embedding see the new weights.
-
-    vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload brings new values to the
-    embedding's tensor, but a tied head is not a weight of its own, so its packed copy keeps the old ones, and
-    nothing reports it.
-    """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)

@@ -191,7 +191,7 @@ def main(args: list[str] | None = None) -> None:
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
         generator = load_generator(
-            config.engine, config.model, dtype, device, max_model_len, **config.engine_settings()
+            config.engine, config.model, dtype, device, max_model_len, **config.generator_settings()
         )
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)
@@ -233,8 +233,8 @@ def main(args: list[str] | None = None) -> None:
             # Over all ranks, whose gradients FSDP sums. Without any pair there is no forward and no step.
             all_groups, all_rows = all_sum([len(groups)]), all_sum(len(group) for group in groups)
             all_tokens = all_sum(len(rollouts[i].response_ids) for group in groups for i in group)
-            lengths = [len(rollout.ids) for rollout in rollouts]
-            for part in pad_to_same_count(micro_batches(groups, lengths, config.micro_batch_tokens)):
+            row_lengths = [len(rollout.ids) for rollout in rollouts]
+            for part in pad_to_same_count(micro_batches(groups, row_lengths, config.micro_batch_tokens)):
                 # part: indices of responses, groups unsplit. An empty one makes a dummy forward of padding,
                 # since FSDP needs the same count on every rank. Sums over nothing are 0; means would be NaN.
                 input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
@@ -249,10 +249,10 @@ def main(args: list[str] | None = None) -> None:
                 scale = 1 / n_tokens if config.length_normalize else torch.ones_like(n_tokens)  # (B,)
                 ours, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale  # (B,), (B,)
 
-                # (N,), (N,) and (B, T): GRPO's is summed over a response's tokens
+                # dpo and nll: (N,), one a pair; grpo: (B, T), one a token
                 dpo = dpo_loss(ours[chosen], ours[rejected], refs[chosen], refs[rejected], config.beta)
                 nll = -(logps.sum(-1) / n_tokens)[chosen]
-                grpo = grpo_loss(logps, sampler_logps, advantages[part], mask, 0.2, 0.2)
+                grpo = grpo_loss(logps, sampler_logps, advantages[part], mask, clip_low=0.2, clip_high=0.2)
                 pair_losses = pair_weights * (dpo + config.nll_coef * nll)  # (N,)
                 loss = (
                     pair_losses.sum() / all_groups
@@ -263,14 +263,14 @@ def main(args: list[str] | None = None) -> None:
 
                 gains = ours - refs  # (B,)
                 seen.loss(loss, [part[row] for row in chosen.tolist()], pair_losses)
-                seen.tokens(mask, logps - sampler_logps, kl_estimate(logps, ref_logps), entropy)
+                seen.tokens(mask, logps - sampler_logps, kl_estimate(logps.detach(), ref_logps), entropy)
                 seen.pairs(gains[chosen] - gains[rejected], logps.sum(-1)[chosen], logps.sum(-1)[rejected])
             grad_norm = clip_gradients(policy, config.grad_clip) if all_groups else None
-            if run.finite(grad_norm):
+            if run.note_gradient(grad_norm):
                 optimizer.step()
             optimizer.zero_grad()
 
-        # --- Record: metrics.py defines every key ---
+        # --- Record: metrics.py defines every key; log() adds those over the whole run ---
         run.log(
             {
                 "step": step,
@@ -281,7 +281,6 @@ def main(args: list[str] | None = None) -> None:
                 **metrics.of_pairs(pairs, rollouts, seen),
                 "grad_norm": grad_norm,
                 **metrics.by_task(tasks, prompts, rollouts, rewards, seen),
-                **run.so_far(rollouts, watch),
                 **metrics.of_time(watch),
             }
         )

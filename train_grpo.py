@@ -197,7 +197,7 @@ def main(args: list[str] | None = None) -> None:
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
         warn(config, tasks)
         generator = load_generator(
-            config.engine, config.model, dtype, device, max_model_len, **config.engine_settings()
+            config.engine, config.model, dtype, device, max_model_len, **config.generator_settings()
         )
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)
@@ -230,18 +230,19 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Compare: each response with its group ---
         advantages = group_advantages(rewards, config.advantage_scale).flatten().to(device)  # (P * G,)
-        groups = groups_to_share(policy, rollouts, G)  # what is learned from
+        groups = groups_to_share(policy, rollouts, G)  # these go together, if that saves work
 
         # --- Learn: one optimizer step on the weighted sum over all response tokens ---
         seen = metrics.Seen(len(rollouts))
         with watch("train_s"):
-            n_tokens = torch.tensor([len(r.response_ids) for r in rollouts], device=device)  # (P * G,)
+            lengths = [len(r.response_ids) for r in rollouts]  # P * G
             limits = torch.tensor([config.max_new_tokens.of(p.task) for p in prompts], device=device)
             # Over all ranks, whose gradients FSDP sums.
-            all_rows, all_tokens = all_sum([len(rollouts)]), int(all_sum(n_tokens.tolist()))
-            per_token = token_weights(n_tokens, config.normalize, limits, all_rows, all_tokens)  # (P * G,)
-            lengths = [len(rollout.ids) for rollout in rollouts]
-            for part in pad_to_same_count(micro_batches(groups, lengths, config.micro_batch_tokens)):
+            all_rows, all_tokens = all_sum([len(rollouts)]), int(all_sum(lengths))
+            n_tokens = torch.tensor(lengths, device=device)  # (P * G,), as per_token
+            per_token = token_weights(n_tokens, config.normalize, limits, all_rows, all_tokens)
+            row_lengths = [len(rollout.ids) for rollout in rollouts]
+            for part in pad_to_same_count(micro_batches(groups, row_lengths, config.micro_batch_tokens)):
                 # part: indices of responses, groups unsplit. An empty one makes a dummy forward of padding,
                 # since FSDP needs the same count on every rank. Sums over nothing are 0; means would be NaN.
                 input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
@@ -267,11 +268,11 @@ def main(args: list[str] | None = None) -> None:
                 seen.loss(loss, part, losses.abs().sum(-1))
                 seen.tokens(mask, logps - sampler_logps, kl, entropy)
             grad_norm = clip_gradients(policy, config.grad_clip)
-            if run.finite(grad_norm):
+            if run.note_gradient(grad_norm):
                 optimizer.step()
             optimizer.zero_grad()
 
-        # --- Record: metrics.py defines every key ---
+        # --- Record: metrics.py defines every key; log() adds those over the whole run ---
         run.log(
             {
                 "step": step,
@@ -282,7 +283,6 @@ def main(args: list[str] | None = None) -> None:
                 **metrics.of_ratios(seen, *ratio_bounds(config)),
                 "grad_norm": grad_norm,
                 **metrics.by_task(tasks, prompts, rollouts, rewards, seen),
-                **run.so_far(rollouts, watch),
                 **metrics.of_time(watch),
             }
         )

@@ -94,7 +94,7 @@ STOPPED = {  # what is wrong: the fault, in Python, flags, and what the last err
         "from grader.workers import _Worker as W; of = W.send; "
         "W.send = lambda w, n, request: (of(w, n, request), request[0] == 'grade' and w.process.kill())",
         "",
-        "grader workers in a row",
+        "workers in a row",
     ),
 }
 

@@ -162,14 +162,14 @@ class MathVerifier:
                 reply = worker.receive() if worker in readable else None
                 if reply is None and state == "starting":
                     raise RuntimeError(
-                        f"rewards: a grader worker died while starting or took over {START_S:.0f} s; what it "
+                        f"grader: a worker died while starting or took over {START_S:.0f} s; what it "
                         "printed is above; `python -c 'import math_verify'` shows whether that is installed"
                     )
                 if isinstance(state, int):
                     self._deaths = self._deaths + 1 if reply is None and worker in readable else 0
                 if self._deaths > DEATHS_IN_A_ROW:
                     raise RuntimeError(
-                        f"rewards: {self._deaths} grader workers in a row died, each on its own item: see "
+                        f"grader: {self._deaths} workers in a row died, each on its own item: see "
                         "what they printed; a broken grader must not pass for wrong answers"
                     )
                 if reply is None:

@@ -85,7 +85,7 @@ def main(args: list[str] | None = None) -> None:
         gguf = find_gguf(config.gguf)
     convert(gguf, Path(config.out))
     print(f"{config.out}: SmolLM2-135M-Instruct; look at what it says with")
-    print(f"  python generate.py --model {config.out} --data tiny --show 3")
+    print(f"  python show.py --model {config.out} --data tiny --show 3")
     if config.problems:
         rows = one_digit_problems()
         Path(config.problems).parent.mkdir(parents=True, exist_ok=True)
