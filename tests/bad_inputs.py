@@ -149,9 +149,11 @@ def write_files(folder: Path) -> None:
 
 
 def words_of(script: str, flags: str, folder: Path) -> list[str]:
-    """The words of a command. A train script's run goes to {}/new, unless the flags name its directory."""
+    """The words of a command. A train script that does not refuse it takes one step, in {}/new."""
     words = flags.replace("{}", str(folder)).split()
-    return words if script == EVALUATE or "--run-dir" in words else [*words, "--run-dir", f"{folder}/new"]
+    for flag, value in {"--run-dir": f"{folder}/new", "--steps": "1"}.items():
+        words += [] if script == EVALUATE or flag in words else [flag, value]
+    return words
 
 
 def snapshot(folder: Path) -> dict[str, str]:
