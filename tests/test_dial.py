@@ -29,6 +29,10 @@ KEEP_REFERENCE = {train_dpo: ["--sync-ref-every", "inf"], train_grpo: []}
 SYNC_REFERENCE = {train_dpo: [], train_grpo: ["--sync-ref-every", "1"]}
 
 both_scripts = pytest.mark.parametrize("script", [train_dpo, train_grpo])
+# For what the two share: the second is in the slow tests.
+either_script = pytest.mark.parametrize(
+    "script", [train_dpo, pytest.param(train_grpo, marks=pytest.mark.slow)]
+)
 
 
 def train(script, run_dir, *flags):
@@ -65,7 +69,7 @@ def test_online_is_never_stale(trained, script):
     assert all(row["sync_gap"] < 1e-5 and row["logp_gap"] < 1e-5 for row in metrics)
 
 
-@both_scripts
+@either_script
 def test_offline_touches_the_generator_before_the_first_step_only(script, tmp_path, monkeypatch):
     """inf that still syncs, or staleness that does not grow. Break: sync after the last step."""
     steps_done = []  # at each copy into the generator
@@ -81,7 +85,7 @@ def test_offline_touches_the_generator_before_the_first_step_only(script, tmp_pa
     assert steps_done == [0, 0]  # the rehearsal and the weights
 
 
-@both_scripts
+@either_script
 def test_rollouts_do_not_depend_on_how_far_ahead_they_are_sampled(trained, script, tmp_path):
     """A speed setting that changes the experiment, or a run that cannot be repeated.
 
@@ -94,7 +98,7 @@ def test_rollouts_do_not_depend_on_how_far_ahead_they_are_sampled(trained, scrip
         assert (tmp_path / "run" / name).read_text() == (directory / name).read_text()
 
 
-@both_scripts
+@either_script
 def test_another_seed_is_another_run(trained, script, tmp_path):
     """A seed that is not used. Break: 0 for config.seed, in PromptIterator and in Window."""
     _, metrics = trained(script, "--sync-every", "3")

@@ -135,6 +135,7 @@ except sync.SyncError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come_to_a_sync(tmp_path):
     """Ranks that wait two hours for one that is stuck, and do not say for which. Break: no meet_within."""
     said = torchrun(2, write_program(tmp_path, MISSING))

@@ -66,14 +66,17 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize(
     "script, flags, dies",
     [
-        pytest.param(train_dpo, "--sync-every 1", 3, marks=pytest.mark.slow),
         (train_dpo, "--sync-every 3", 3),  # from step 2: inside a window, a batch of which is sampled already
         (
-            train_dpo,
-            "--sync-every 3 --sync-ref-every inf --engine transformers",
-            5,
-        ),  # from 4: just after a sync
-        (train_grpo, "--sync-every 4 --sync-ref-every 3", 4),  # from 4: a sync comes next
+            train_grpo,
+            "--sync-every 4 --sync-ref-every 3 --engine transformers",
+            4,
+        ),  # from 4: a sync comes next
+        pytest.param(train_dpo, "--sync-every 1", 3, marks=pytest.mark.slow),
+        # From 4: just after a sync.
+        pytest.param(
+            train_dpo, "--sync-every 3 --sync-ref-every inf --engine transformers", 5, marks=pytest.mark.slow
+        ),
         # From 4 and from 5, both inside the window of step 3's weights, and nothing is sampled ahead.
         pytest.param(train_dpo, "--sync-every 3 --save-every 1 --ahead 1", 4, marks=pytest.mark.slow),
         pytest.param(train_grpo, "--sync-every inf", 5, marks=pytest.mark.slow),
@@ -102,6 +105,7 @@ def test_a_resumed_run_is_the_run(script, flags, dies, straight, die_at, monkeyp
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [str(6 - every), "6"]
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks(straight, die_at, monkeypatch, tmp_path):
     """Shards, or rollouts, that only fit as many ranks as wrote them. Breaks: gather(rows) -> rows; no
     `rank() == 0` before set_counts."""
@@ -265,6 +269,7 @@ def test_two_processes_in_one_directory(monkeypatch, tmp_path, capsys):
     assert len(read_metrics(tmp_path / "run")) == 3
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_several_files(straight, monkeypatch, tmp_path):
     """Parts of a model that lie in a file nobody reads. Break: read only the first of files.
 
@@ -288,8 +293,8 @@ def no_space(*arguments, **options):
     "where, name",
     [
         ("torch.distributed.checkpoint.filesystem.FileSystem", "create_stream"),  # inside dcp's own error
-        ("run", "write_text"),
-        ("transformers.LlamaForCausalLM", "save_pretrained"),
+        pytest.param("run", "write_text", marks=pytest.mark.slow),
+        pytest.param("transformers.LlamaForCausalLM", "save_pretrained", marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_ends_a_run_that_can_go_on(straight, where, name, monkeypatch, tmp_path, capsys):

@@ -69,7 +69,7 @@ def test_a_server_samples_what_an_own_engine_does(server, policy, prompts):
             assert one.logps == pytest.approx(other.logps, abs=1e-5)
 
 
-@pytest.mark.parametrize("script", [train_dpo, train_grpo])
+@pytest.mark.parametrize("script", [train_dpo, pytest.param(train_grpo, marks=pytest.mark.slow)])
 def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
     """Steps sampled past a sync, or twice, because they are sampled while the trainer trains.
 
