@@ -175,33 +175,6 @@ def test_a_checkpoint_that_is_cut_is_passed_over(die_at, tmp_path, capsys):
     assert (tmp_path / "run" / "export" / "3").exists()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of two steps."""
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    train_dpo.main(f"{SMALL} --engine transformers --steps 2 --run-dir {directory}".split())
-    return directory
-
-
-@pytest.mark.parametrize(
-    "flags, problem",
-    [
-        ("", "not empty; --resume it"),
-        ("--resume --lr 2e-3", "--lr 0.002: the run in {run} has 0.001; resume it with the same"),
-        ("--resume --sync-every 5", "--sync-every 5: the run in {run} has 1"),
-        ("--resume --data tiny@test", "--data ['tiny@test']: the run in {run} has ['tiny@validation']"),
-    ],
-)
-def test_what_changes_a_run_is_refused(finished, flags, problem, capsys):
-    """Half a run with one learning rate and half with another, under one name. Break: put lr into FREE."""
-    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(SystemExit) as stop:
-        train_dpo.main(f"{SMALL} --engine transformers --steps 4 {flags} --run-dir {finished}".split())
-    assert stop.value.code == 2
-    assert problem.format(run=finished) in capsys.readouterr().err.strip().splitlines()[-1]
-    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-
-
 def test_killed_between_a_checkpoint_and_its_export(straight, monkeypatch, tmp_path):
     """A run that cannot go on, or an export that is never made. Breaks: publish() before
     checkpoints.save(); no publish() in steps()."""
