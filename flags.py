@@ -174,9 +174,13 @@ class TrainFlags:
     activation_checkpointing: bool = HfArg(
         default=False, help="Compute activations again in backward: less memory, a quarter more arithmetic."
     )
-    attention: Literal["sdpa", "flash_attention_2"] = HfArg(
-        default="sdpa",
-        help="flash_attention_2, on GPUs in bfloat16 where flash-attn is installed, computes no padding.",
+    attention: Literal["sdpa", "varlen"] | None = HfArg(
+        default=None,
+        help="varlen packs rows without padding. Default: varlen on a GPU in bfloat16, if torch has it.",
+    )
+    compile: bool | None = HfArg(
+        default=None,
+        help="Compile the policy's layers: minutes at the start, faster steps. Default: on a GPU.",
     )
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="transformers is slow, and for where vLLM does not install."

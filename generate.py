@@ -28,6 +28,7 @@ from data import MixedIterator, Prompt
 from flags import Limits, TrainFlags
 from model import load_config, load_policy, load_tokenizer, token_logps
 from ranks import all_max, gather, rank
+from rewards import Scorer
 from serve import Servers, engine_settings, in_background, load_in_worker
 
 MOST_MASKED = 1024  # ids of a request, in vLLM 0.32's model runner for GPUs
@@ -79,6 +80,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) ->
             )
         encoded.append(ids)
     return encoded
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, rollouts: list[Rollout]) -> list[str]:
+    """The text of each response, without special tokens."""
+    return tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
 
 
 def fit_context(
@@ -475,11 +481,11 @@ class Window:
     A colocated generator samples them all in one call, when the first is taken: larger batches, and one long
     tail instead of several. A separate one is given each step as soon as it may sample it, and goes on while
     the trainer trains. Every prompt of a step has a seed of its own, so the tokens are the same however many
-    steps are sampled together.
+    steps are sampled together. What is sampled ahead is graded ahead, too, by the scorer's own processes.
     """
 
-    def __init__(self, generator: Generator, batches: MixedIterator, config: TrainFlags):
-        self.generator, self.batches, self.config = generator, batches, config
+    def __init__(self, generator: Generator, batches: MixedIterator, scorer: Scorer, config: TrainFlags):
+        self.generator, self.batches, self.scorer, self.config = generator, batches, scorer, config
         self.sampled: deque[Future] = deque()  # of the coming steps, never past the next sync
 
     def take(self, step: int) -> Batch:
@@ -505,6 +511,8 @@ class Window:
         elif drawn:
             sampled = iter(self._sample_now([request for requests in drawn for request in requests]))
             self.sampled.extend(finished([next(sampled) for _ in requests]) for requests in drawn)
+            for batch in self.sampled:
+                self._grade(batch.result())
 
     def _sample_now(self, requests, turn=0):
         """[(step, prompt)] -> [(prompt, [rollout] * G)]"""
@@ -518,7 +526,15 @@ class Window:
             seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in requests],
             turn=turn,
         )
-        return [(prompt, group) for (_, prompt), group in zip(requests, groups, strict=True)]
+        batch = [(prompt, group) for (_, prompt), group in zip(requests, groups, strict=True)]
+        if self.generator.separate:
+            self._grade(batch)
+        return batch
+
+    def _grade(self, batch):
+        """Begin to grade a step's responses."""
+        texts = decode(self.generator.tokenizer, [rollout for _, group in batch for rollout in group])
+        self.scorer.begin([prompt for prompt, group in batch for _ in group], texts)
 
     def state(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """For a checkpoint before `step`: what was drawn, and on rank 0 the groups sampled ahead, as rows."""
@@ -542,6 +558,8 @@ class Window:
             finished([(prompt, groups[number][prompt.id]) for prompt in next(self.batches)])
             for number in range(step, step + state["ahead"])
         )
+        for batch in self.sampled:
+            self._grade(batch.result())
 
 
 def finished(result: Any) -> Future:

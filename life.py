@@ -24,7 +24,7 @@ from data import Prompt, split_spec
 from flags import TrainFlags, one_line_errors, program
 from generate import Window, check_engine
 from metrics import of_run
-from model import check_attention, full_weights
+from model import choose_attention, full_weights
 from ranks import all_max, broadcast_from_first, init_ranks, meet, rank
 from rewards import Scorer
 from run import Run, check_run_dir, check_same_run, full_disk_ends_run, point_to_best
@@ -45,7 +45,9 @@ def prepare(config: TrainFlags) -> torch.device:
         check_run_dir(config)
         check_same_run(config)
     check_engine(config.engine, config.engine_sleep, config.generator_devices, config.generator_url)
-    check_attention(config.attention, config.dtype)
+    config.attention = choose_attention(config.attention, device, config.dtype)
+    if config.compile is None:
+        config.compile = on_gpu
     return device
 
 

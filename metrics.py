@@ -8,6 +8,7 @@ rank's own, and rank 0 writes its own. P prompts a step, G samples a prompt. A l
 covers this rank's P * G.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,13 @@ GLOSSARY = {  # one or more keys: their meaning
         "mean \\|trainer - generator\\| log-prob of the response tokens learned from; only at staleness 0, "
         "where both hold the same weights"
     ),
-    "logp_gap_max": "the largest gap of a token, likewise",
+    "logp_gap_p99, logp_gap_max": (
+        "the gap that 99 % of the tokens do not exceed (of the rank with the largest), and the largest, likewise"
+    ),
+    "logp_gap_clip": (
+        "share of the tokens whose gap alone is a ratio outside 1 +- 0.2, likewise: what PPO's clip would drop "
+        "for rounding"
+    ),
     "sync_gap": "the mean gap of the canary, at steps that sync",
     "pair_frac": (
         "share of prompts whose responses do not all get the same reward, so that there is something to learn"
@@ -63,7 +70,10 @@ GLOSSARY = {  # one or more keys: their meaning
         "with `--length-normalize`"
     ),
     "chosen_logp, rejected_logp": "DPO: mean over pairs of the log-prob of a whole response under the policy",
-    "ratio": "GRPO: mean importance ratio of the tokens: the policy over the weights that sampled",
+    "ratio": (
+        "GRPO: mean importance ratio of the tokens: the policy over the weights that sampled; on policy 1, but "
+        "for `tis`"
+    ),
     "ratio_max": "GRPO: the largest ratio of a token",
     "bound_frac": "GRPO: share of tokens whose ratio is outside the clip bounds, or above the cap",
     "grad_norm": "norm of the gradient before it is clipped; `null` if not finite, or without any pair",
@@ -124,7 +134,8 @@ class Seen:
     def __init__(self, responses: int):
         self.losses = []  # of each micro-batch
         self.loss_of = torch.zeros(responses)  # (P * G,), each response's part
-        self.log_ratios, self.kl, self.entropy = [], [], []  # a tensor a micro-batch, of its response tokens
+        self.gaps, self.kl, self.entropy = [], [], []  # a tensor a micro-batch, of its response tokens
+        self.log_ratios = []  # likewise
         self.margin, self.chosen_logp, self.rejected_logp = [], [], []  # a tensor a micro-batch, of its pairs
 
     def loss(self, loss: Tensor, responses: list[int], shares: Tensor) -> None:
@@ -132,11 +143,15 @@ class Seen:
         self.losses.append(loss.item())
         self.loss_of.index_add_(0, torch.tensor(responses, dtype=torch.long), shares.detach().cpu())
 
-    def tokens(self, mask: Tensor, log_ratio: Tensor, kl: Tensor, entropy: Tensor) -> None:
+    def tokens(self, mask: Tensor, gap: Tensor, kl: Tensor, entropy: Tensor) -> None:
         """Keep the response tokens of (B, T) tensors: log policy - log sampler, KL estimate, entropy."""
         of_response = mask.bool()
-        for seen, values in ((self.log_ratios, log_ratio), (self.kl, kl), (self.entropy, entropy)):
+        for seen, values in ((self.gaps, gap), (self.kl, kl), (self.entropy, entropy)):
             seen.append(values.detach()[of_response])
+
+    def ratios(self, mask: Tensor, log_ratio: Tensor) -> None:
+        """Keep the response tokens of GRPO's log ratios (B, T)."""
+        self.log_ratios.append(log_ratio.detach()[mask.bool()])
 
     def pairs(self, margin: Tensor, chosen_logp: Tensor, rejected_logp: Tensor) -> None:
         """All (N,), one entry a pair."""
@@ -173,8 +188,15 @@ def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
 def of_staleness(step: int, rollouts: list, seen: Seen) -> dict:
     """The age of the weights that sampled; at age 0, how far trainer and generator differ."""
     staleness = step - rollouts[0].version  # the same for all: see generate.Window.take
-    gaps = [abs(log_ratio) for log_ratio in _flat(seen.log_ratios)] if staleness == 0 else []
-    return {"staleness": staleness, "logp_gap": all_mean(gaps), "logp_gap_max": all_max(gaps)}
+    signed = _flat(seen.gaps) if staleness == 0 else []
+    gaps = sorted(map(abs, signed))
+    return {
+        "staleness": staleness,
+        "logp_gap": all_mean(gaps),
+        "logp_gap_p99": all_max(gaps[99 * len(gaps) // 100 :][:1]),
+        "logp_gap_max": all_max(gaps[-1:]),
+        "logp_gap_clip": all_mean(not math.log(0.8) <= gap <= math.log(1.2) for gap in signed),
+    }
 
 
 def of_forwards(seen: Seen) -> dict:

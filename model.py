@@ -1,12 +1,14 @@
 """The policy, a Hugging Face causal language model: load, shard, and compute per-token log-probs."""
 
 import ctypes
+import inspect
 import math
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,14 +24,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import is_flash_attn_2_available
 
 from flags import TrainFlags
 from ranks import world_size
 
+try:  # torch's kernel for rows of different lengths: GPUs alone, and not in every release
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
 # The head's logits are computed for this many (token, vocabulary entry) pairs at a time: 2**26 floats are 256
 # MB. At the peak, in backward with entropies, five tensors of that size are held (results/memory).
-LOGITS_AT_ONCE = 2**26
+LOGITS_AT_ONCE = {"cpu": 2**26, "cuda": 2**28}  # by the type of the device
 
 
 def load_config(path: str) -> PreTrainedConfig:
@@ -75,7 +82,7 @@ def load_policy(path: str, device: torch.device | str = "cpu", attention: str = 
     """Load a model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
 
     It stays in eval mode: with dropout it would not be the model that the generator samples from.
-    attention: transformers' name for the kernel; with "flash_attention_2" token_logps computes no padding.
+    attention: transformers' name for the kernel; with "varlen" token_logps computes no padding.
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
@@ -85,10 +92,16 @@ def load_policy(path: str, device: torch.device | str = "cpu", attention: str = 
 
 def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True) -> PreTrainedModel:
     """Load --model, frozen if not `trained`, and shard it: a rank never holds two whole models."""
+    dtype = getattr(torch, config.dtype)
     model = load_policy(config.model, attention=config.attention).requires_grad_(trained)
+    if not trained and device.type == "cuda":
+        model.to(dtype)  # what FSDP would cast it to for every forward; no small update is lost
     if trained and config.activation_checkpointing:
         checkpoint_activations(model)
-    return shard(model, device, getattr(torch, config.dtype))
+    if config.compile:
+        for block in blocks_of(model):  # all blocks share one compiled function, for rows of any length
+            block.compile(dynamic=True)
+    return shard(model, device, dtype)
 
 
 def keep_freed_memory() -> None:
@@ -103,14 +116,14 @@ def keep_freed_memory() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing at the heap's end goes back
 
 
-def check_attention(attention: str, dtype: str) -> None:
-    """ValueError in one line if --attention cannot be had here."""
-    if attention != "flash_attention_2":
-        return
-    if dtype != "bfloat16" or not torch.cuda.is_available():
-        raise ValueError("--attention flash_attention_2: with --dtype bfloat16, and on a GPU")
-    if not is_flash_attn_2_available():
-        raise ValueError("--attention flash_attention_2: needs the package flash-attn, which is not here")
+def choose_attention(attention: str | None, device: torch.device, dtype: str) -> str:
+    """--attention's kernel, or the best that can be had here. ValueError in one line if it cannot be had."""
+    missing = "a GPU" if device.type != "cuda" else "--dtype bfloat16" if dtype != "bfloat16" else None
+    if missing is None and varlen_attn is None:
+        missing = "a torch that has torch.nn.attention.varlen"
+    if attention == "varlen" and missing:
+        raise ValueError(f"--attention varlen: needs {missing}; leave the flag out")
+    return attention or ("sdpa" if missing else "varlen")
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -131,16 +144,16 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Move a model to `device`; with several ranks, shard it over them (FSDP2).
+    """Move a model to `device`; with several ranks, or float32 weights for other forwards, by FSDP2.
 
     Each rank then keeps a part of every weight, of its gradient and of its optimizer state. A block's weights
     are gathered for its forward and for its backward, in `dtype`, and dropped after each. Gradients are
     summed over the ranks, not averaged: a loss is divided by what the whole step holds.
 
-    In bfloat16 the residual stream is bfloat16 then, as in the generator; on one rank, under autocast, it is
-    float32. So several ranks match one exactly in float32 only.
+    In bfloat16 the residual stream is bfloat16 then, as in the generator. On a GPU one rank is sharded, too,
+    so that one computes what several do; on a CPU it computes under autocast, with a float32 residual stream.
     """
-    if world_size() == 1:
+    if world_size() == 1 and (device.type == "cpu" or model.dtype == dtype):
         return model.to(device)
     mesh = init_device_mesh(device.type, (world_size(),))
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -156,9 +169,16 @@ def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> P
     return model
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context of forwards in `dtype` over float32 weights. On a GPU it does nothing: FSDP casts there."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu" and dtype == torch.bfloat16)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all ranks, a collective; any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    return tensor.full_tensor() if world_size() > 1 else tensor.to_local()
 
 
 def full_weights(policy: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
@@ -242,22 +262,58 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, response_mask: Tens
 
 def packs(model: PreTrainedModel) -> bool:
     """Whether rows go one behind the other, without padding, to an attention kernel that keeps them apart."""
-    return model.config._attn_implementation == "flash_attention_2" and attends_only(model)
+    return model.config._attn_implementation == "varlen" and attends_only(model)
 
 
 def packed_hidden(decoder: nn.Module, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     """The decoder's last hidden states, (B, T, D), not computed behind a row's last response token.
 
-    All rows become one of N tokens whose positions start again at 0 for each row. From these positions
-    transformers finds where a row ends and tells flash attention, so no token sees another row's.
+    All rows become one of N tokens whose positions start again at 0 for each row. The kernel is told where
+    rows begin, so no token sees another row's.
     """
     B, T = input_ids.shape
     places = torch.arange(T, device=input_ids.device).expand(B, T)
-    real = places < T - response_mask.int().flip(1).argmax(1, keepdim=True)  # (B, T)
+    lengths = T - response_mask.int().flip(1).argmax(1)  # (B,), a row of padding is kept whole
+    real = places < lengths[:, None]  # (B, T)
+    starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()  # (B + 1,), the last is N
     hidden = decoder(
-        input_ids=input_ids[real][None], position_ids=places[real][None], use_cache=False
+        input_ids=input_ids[real][None],
+        position_ids=places[real][None],
+        use_cache=False,
+        cu_seq_lens_q=starts,  # transformers' names; it hands them on to packed_attention
+        max_length_q=T,
     ).last_hidden_state  # (1, N, D)
     return hidden.new_zeros(B, T, hidden.shape[-1]).index_put((real,), hidden[0])
+
+
+# Newer releases of torch want to be told that several query heads share a key.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn or len).parameters else {}
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each of the packed rows, as transformers calls it: "varlen".
+
+    query (1, heads, N, D), key and value alike; cu_seq_lens_q (B + 1,): where rows start. -> (1, N, heads, D)
+    """
+    packed = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, heads, D) each
+    lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)  # of queries and of keys
+    window = (sliding_window - 1 if sliding_window else -1, 0)  # how many tokens back, and ahead
+    return varlen_attn(*packed, *lengths, scale=scaling, window_size=window, **GROUPED)[None], None
+
+
+AttentionInterface.register("varlen", packed_attention)
 
 
 def attends_only(model: PreTrainedModel) -> bool:
@@ -276,8 +332,8 @@ def sharing_pays(model: PreTrainedModel, rows: tuple[int, float], shared: int, l
     of an ordinary row with the half of the row that comes before it. Costs are multiply-adds, in the blocks.
     """
     text = model.config.get_text_config()
-    if packs(model):
-        return False  # packed rows share nothing
+    if packs(model) or model.device.type == "cuda":
+        return False  # packed rows share nothing; and no fast kernel of a GPU takes the mask
     if not attends_only(model) or (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
         return False  # other layers do not know of the mask, nor the mask of a window
     width = text.num_hidden_layers * text.num_attention_heads * head_dim(text)
@@ -334,7 +390,7 @@ def _token_logps(model, input_ids, response_mask, temperature, with_entropy, ent
     predictors, targets = hidden[:, :-1][wanted[:, 1:]], input_ids[wanted]  # (N, D), (N,)
 
     head = model.get_output_embeddings()
-    chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    chunk = max(1, LOGITS_AT_ONCE[hidden.device.type] // head.weight.shape[0])
     pieces = [
         checkpoint(
             _head_logps, some_hidden, some_targets, head.weight, head.bias, temperature, with_entropy,

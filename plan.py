@@ -90,7 +90,7 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
     size = getattr(torch, config.dtype).itemsize
     share = weights["all"] / config.ranks
     outside = weights["all"] - weights["blocks"]
-    chunk = min(LOGITS_AT_ONCE, config.micro_batch_tokens * model.config.get_text_config().vocab_size)
+    chunk = min(LOGITS_AT_ONCE["cuda"], config.micro_batch_tokens * model.config.get_text_config().vocab_size)
     held = {
         "master weights (float32)": 4 * share,
         "gradients (float32)": 4 * share,

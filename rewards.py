@@ -255,6 +255,12 @@ class Scorer:
             raise ValueError("--reward-model: its context is too short for every request in --data")
         return fitting
 
+    def begin(self, prompts: list[Prompt], responses: list[str]) -> None:
+        """Begin to grade what score() will be asked for, of mathematics; all ranks score chat together."""
+        items = [(r, p.answer) for p, r in zip(prompts, responses, strict=True) if p.task == "math"]
+        if items:
+            self.verifier.begin(items)
+
     def score(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
         """The reward of each response, in order; prompts[i] is the prompt of responses[i]."""
         scores = [0.0] * len(responses)

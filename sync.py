@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from generate import Generator
-from model import full_weights, token_logps
+from model import autocast, full_weights, token_logps
 from ranks import meet_within
 
 CANARY = "12 + 30 = 42, said the canary."
@@ -108,7 +108,7 @@ def canary_gap(policy: PreTrainedModel, generator: Generator) -> float:
     """
     ids = generator.tokenizer.encode(CANARY, add_special_tokens=False)
     device = next(policy.parameters()).device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=generator.dtype == torch.bfloat16):
+    with autocast(device, generator.dtype):
         ours = token_logps(policy, torch.tensor([ids], device=device))[0, 1:].cpu()  # (T - 1,)
     theirs = torch.tensor(generator.score(ids))  # (engines, T - 1)
     return (ours - theirs).abs().mean(-1).max().item()

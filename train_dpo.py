@@ -29,9 +29,9 @@ import metrics
 from batch import micro_batches, to_batch
 from data import MixedIterator, Prompt, load_held_out, load_sources, tasks_of
 from flags import Coefficient, Every, Positive, TrainFlags, one_line_errors, parse_flags
-from generate import Window, fit_tasks, load_generator
+from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
-from model import clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
+from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
 from rewards import Scorer
 from sync import sync
@@ -195,9 +195,10 @@ def main(args: list[str] | None = None) -> None:
         )
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-    window = Window(generator, batches, config)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0.0, fused=device.type == "cuda"
+    )
+    window = Window(generator, batches, scorer, config)
     run = Life(config, held_out, scorer, window, policy, reference, optimizer)  # new, or resumed
 
     for step in run.steps():
@@ -208,7 +209,8 @@ def main(args: list[str] | None = None) -> None:
             if step % config.sync_every == 0:  # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
                 sync_gap = all_max([sync(policy, generator, step)])  # nats a token, on a fixed text
                 run.note_sync()  # a run resumed before the next sync gives the generator these weights back
-            if step % config.sync_ref_every == 0:
+            reference_is_policy = step % config.sync_ref_every == 0
+            if reference_is_policy:
                 copy_weights(policy, reference)  # DPO's loss then reads log 2; its gradient does not vanish
 
         # --- Sample: the window may sample coming steps early, never past the next sync ---
@@ -219,7 +221,7 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Score ---
         with watch("score_s"):
-            responses = tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
+            responses = decode(tokenizer, rollouts)  # P * G
             rewards = torch.tensor(scorer.score(prompts, responses)).view(-1, G)  # (P, G)
 
         # --- Pair: indices of responses; those of prompt p are p * G to p * G + G - 1 ---
@@ -229,6 +231,7 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Learn: one optimizer step, on the mean loss over the prompts that have a pair ---
         seen = metrics.Seen(len(rollouts))
+        on_policy = rollouts[0].version == step  # GRPO's ratio is 1 then, up to the engine's rounding
         with watch("train_s"):
             # Over all ranks, whose gradients FSDP sums. Without any pair there is no forward and no step.
             all_groups, all_rows = all_sum([len(groups)]), all_sum(len(group) for group in groups)
@@ -240,19 +243,22 @@ def main(args: list[str] | None = None) -> None:
                 input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
                 chosen, rejected, pair_weights = locate_pairs(pairs, part, device)  # rows: (N,) each
                 n_tokens = mask.sum(-1).clamp(min=1)  # (B,)
-                with autocast:
+                with autocast(device, dtype):
                     logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
                         policy, input_ids, mask, config.temperature, True, config.entropy_coef > 0
                     )
-                    with torch.no_grad():
-                        ref_logps = token_logps(reference, input_ids, mask, config.temperature)
+                    ref_logps = logps.detach()  # (B, T), if the reference was copied at this very step
+                    if not reference_is_policy:
+                        with torch.no_grad():
+                            ref_logps = token_logps(reference, input_ids, mask, config.temperature)
                 scale = 1 / n_tokens if config.length_normalize else torch.ones_like(n_tokens)  # (B,)
                 ours, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale  # (B,), (B,)
 
                 # dpo and nll: (N,), one a pair; grpo: (B, T), one a token
                 dpo = dpo_loss(ours[chosen], ours[rejected], refs[chosen], refs[rejected], config.beta)
                 nll = -(logps.sum(-1) / n_tokens)[chosen]
-                grpo = grpo_loss(logps, sampler_logps, advantages[part], mask, clip_low=0.2, clip_high=0.2)
+                old_logps = logps.detach() if on_policy else sampler_logps  # (B, T)
+                grpo = grpo_loss(logps, old_logps, advantages[part], mask, clip_low=0.2, clip_high=0.2)
                 pair_losses = pair_weights * (dpo + config.nll_coef * nll)  # (N,)
                 loss = (
                     pair_losses.sum() / all_groups

@@ -26,9 +26,9 @@ import metrics
 from batch import groups_to_share, micro_batches, to_batch
 from data import MixedIterator, load_held_out, load_sources, tasks_of
 from flags import Coefficient, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
-from generate import Window, fit_tasks, load_generator
+from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
-from model import clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
+from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
 from rewards import Scorer
 from sync import sync
@@ -201,9 +201,10 @@ def main(args: list[str] | None = None) -> None:
         )
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=0.0)
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-    window = Window(generator, batches, config)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0.0, fused=device.type == "cuda"
+    )
+    window = Window(generator, batches, scorer, config)
     run = Life(config, held_out, scorer, window, policy, reference, optimizer)  # new, or resumed
 
     for step in run.steps():
@@ -214,7 +215,8 @@ def main(args: list[str] | None = None) -> None:
             if step % config.sync_every == 0:  # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
                 sync_gap = all_max([sync(policy, generator, step)])  # nats a token, on a fixed text
                 run.note_sync()  # a run resumed before the next sync gives the generator these weights back
-            if step % config.sync_ref_every == 0:
+            reference_is_policy = step % config.sync_ref_every == 0
+            if reference_is_policy:
                 copy_weights(policy, reference)
 
         # --- Sample: the window may sample coming steps early, never past the next sync ---
@@ -225,7 +227,7 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Score ---
         with watch("score_s"):
-            responses = tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
+            responses = decode(tokenizer, rollouts)  # P * G
             rewards = torch.tensor(scorer.score(prompts, responses)).view(-1, G)  # (P, G)
 
         # --- Compare: each response with its group ---
@@ -234,6 +236,9 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Learn: one optimizer step on the weighted sum over all response tokens ---
         seen = metrics.Seen(len(rollouts))
+        # The ratio is of the policy to the one that sampled. Where that is the policy, it is 1: the sampler's
+        # log-probs differ by rounding, which is not to be clipped. tis corrects for rounding, too.
+        on_policy = rollouts[0].version == step and config.correction != "tis"
         with watch("train_s"):
             lengths = [len(r.response_ids) for r in rollouts]  # P * G
             limits = torch.tensor([config.max_new_tokens.of(p.task) for p in prompts], device=device)
@@ -246,27 +251,31 @@ def main(args: list[str] | None = None) -> None:
                 # part: indices of responses, groups unsplit. An empty one makes a dummy forward of padding,
                 # since FSDP needs the same count on every rank. Sums over nothing are 0; means would be NaN.
                 input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
-                with autocast:
+                with autocast(device, dtype):
                     logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
                         policy, input_ids, mask, config.temperature, True, False
                     )
-                    with torch.no_grad():
-                        ref_logps = token_logps(reference, input_ids, mask, config.temperature)
+                    ref_logps = logps.detach()  # (B, T), if the reference was copied at this very step
+                    if not reference_is_policy:
+                        with torch.no_grad():
+                            ref_logps = token_logps(reference, input_ids, mask, config.temperature)
                 kl = kl_estimate(logps, ref_logps)  # (B, T)
 
                 A = advantages[part]  # (B,)
+                old_logps = logps.detach() if on_policy else sampler_logps  # (B, T)
                 if config.correction == "none":  # a ratio of 1, with the gradient of one
                     losses = grpo_loss(logps, logps.detach(), A, mask, config.clip_low, config.clip_high)
                 elif config.correction == "clip":
-                    losses = grpo_loss(logps, sampler_logps, A, mask, config.clip_low, config.clip_high)
+                    losses = grpo_loss(logps, old_logps, A, mask, config.clip_low, config.clip_high)
                 else:
-                    losses = tis_loss(logps, sampler_logps, A, mask, config.tis_cap)
+                    losses = tis_loss(logps, old_logps, A, mask, config.tis_cap)
                 losses = per_token[part, None] * (losses + config.kl_coef * kl)  # (B, T)
                 loss = losses.sum()
                 loss.backward()
 
                 seen.loss(loss, part, losses.abs().sum(-1))
                 seen.tokens(mask, logps - sampler_logps, kl, entropy)
+                seen.ratios(mask, logps - old_logps)
             grad_norm = clip_gradients(policy, config.grad_clip)
             if run.note_gradient(grad_norm):
                 optimizer.step()

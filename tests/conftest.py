@@ -95,6 +95,9 @@ class Grader:
 
     parse_failures = restarts = per_s = 0
 
+    def begin(self, items):
+        pass
+
     def score(self, items):
         return [float("yes" in response) for response, _ in items]
 

@@ -33,8 +33,8 @@ def test_peak_does_not_grow_with_the_number_of_tokens(monkeypatch, tmp_path, dty
     Break: call _head_logps without checkpoint; or hand it head.weight.clone(); or, for the last line,
     LOGITS_AT_ONCE = 2**27.
     """
-    default = model_file.LOGITS_AT_ONCE
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", CHUNK * V)
+    default = model_file.LOGITS_AT_ONCE["cpu"]
+    monkeypatch.setitem(model_file.LOGITS_AT_ONCE, "cpu", CHUNK * V)
     shape = {"hidden_size": D, "intermediate_size": 1, "num_hidden_layers": 0, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=V, **shape))  # nothing but an embedding and a head
     peak_bytes(model, 2, dtype, tmp_path)  # makes the gradients

@@ -24,21 +24,27 @@ def test_seen_keeps_response_tokens_and_each_response_loss():
     seen = metrics.Seen(3)
     mask = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
     values = torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 9.0]])
-    seen.tokens(mask, log_ratio=values, kl=2 * values, entropy=3 * values)
+    seen.tokens(mask, gap=values, kl=2 * values, entropy=3 * values)
     seen.loss(torch.tensor(4.0), [2, 0, 2], torch.tensor([1.0, 2.0, 3.0]))
     found = metrics.of_forwards(seen)
     assert (found["kl_ref"], found["policy_entropy"], found["loss"]) == (4.0, 6.0, 4.0)
     assert seen.loss_of.tolist() == [2.0, 0.0, 4.0]
 
 
-@pytest.mark.parametrize(("step", "gap"), [(5, (2.0, 3.0)), (7, (None, None))])
-def test_mismatch_is_measured_on_fresh_responses_only(step, gap):
-    """Drift of the policy read as a mismatch between trainer and engine. Break: gaps at every staleness."""
+@pytest.mark.parametrize("step", [5, 7])
+def test_mismatch_is_measured_on_fresh_responses_only(step):
+    """Drift of the policy read as a mismatch between trainer and engine; a share of clipped tokens that counts
+    one side. Breaks: gaps at every staleness; abs() in logp_gap_clip; 9 for 99 in p99."""
     seen = metrics.Seen(1)
-    seen.tokens(torch.ones(1, 2), torch.tensor([[-1.0, 3.0]]), torch.zeros(1, 2), torch.zeros(1, 2))
+    gaps = torch.tensor([[0.1] * 97 + [0.19, -0.21, -3.0]])  # log 1.2 is 0.182, log 0.8 is -0.223
+    seen.tokens(torch.ones(1, 100), gaps, torch.zeros(1, 100), torch.zeros(1, 100))
     rollouts = [Rollout("p", [1], [2, 3], [-1.0, -1.0], "stop", 5)]
     found = metrics.of_staleness(step, rollouts, seen)
-    assert found == {"staleness": step - 5, "logp_gap": gap[0], "logp_gap_max": gap[1]}
+    expected = (0.131, 3.0, 3.0, 0.02) if step == 5 else (None,) * 4
+    assert found.pop("staleness") == step - 5
+    assert list(found) == ["logp_gap", "logp_gap_p99", "logp_gap_max", "logp_gap_clip"]
+    for ours, theirs in zip(found.values(), expected, strict=True):
+        assert ours == (theirs if theirs is None else pytest.approx(theirs))
 
 
 def test_a_step_without_a_forward():

@@ -270,7 +270,7 @@ def test_an_error_in_the_background_reaches_the_loop():
         def sample(self, *arguments, **keywords):
             raise serve.ServerError("gone")
 
-    window = Window(Failing(), iter([[]]), train_dpo.Config())
+    window = Window(Failing(), iter([[]]), None, train_dpo.Config())
     with pytest.raises(serve.ServerError, match="gone"):
         window.take(0)
 

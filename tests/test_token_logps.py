@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 import model as model_file
 from flags import TINY_MODEL
-from model import check_attention, checkpoint_activations, sharing_pays, token_logps
+from model import checkpoint_activations, choose_attention, sharing_pays, token_logps
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -127,11 +127,24 @@ def test_padding_on_the_right_changes_nothing(policy):
     assert_close(gradient(policy, ours), gradient(policy, theirs))
 
 
+def row_by_row(query, key, value, starts, key_starts, longest, key_longest, *, scale, window_size, **grouped):
+    """What torch's kernel for GPUs computes, one row at a time: (N, heads, D) each -> (N, heads, D)."""
+    assert torch.equal(starts, key_starts) and starts.dtype == torch.int32 and window_size == (-1, 0)
+    assert starts[0] == 0 and starts[-1] == len(query) and longest == key_longest >= starts.diff().max()
+    rows = []
+    for start, end in zip(starts.tolist(), starts[1:].tolist(), strict=False):
+        q, k, v = (tensor[start:end].transpose(0, 1) for tensor in (query, key, value))  # (heads, T, D)
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=True
+        )
+        rows.append(attended.transpose(0, 1))
+    return torch.cat(rows)
+
+
 def test_packing_changes_nothing(policy, monkeypatch):
     """Rows that see each other, or keep the positions of one long row; a padded position's log-prob.
 
-    Here through sdpa, for which transformers makes a mask from the positions. Breaks: no position_ids;
-    places < T - response_mask.argmax(1).
+    Breaks: no position_ids; cu_seq_lens_q of one row; response_mask.argmax(1) for the flipped one's.
     """
     ids, mask = batch(), torch.zeros(3, 17)
     mask[0, 5:9], mask[1, 1:17] = 1, 1  # the third row has no response, as the filler of a rank
@@ -142,13 +155,27 @@ def test_packing_changes_nothing(policy, monkeypatch):
     hook = decoder.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    monkeypatch.setattr(model_file, "packs", lambda model: True)
+    monkeypatch.setattr(model_file, "varlen_attn", row_by_row)
+    policy.set_attn_implementation("varlen")
     packed = token_logps(policy, ids, mask, 0.7, with_entropy=True)
+    found = gradient(policy, *packed)
+    policy.set_attn_implementation("sdpa")
     hook.remove()
     assert lengths == [(1, 9 + 17 + 17)]
     for ours, theirs in zip(packed, padded, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
-    assert_close(gradient(policy, *packed), expected)
+    assert_close(found, expected)
+
+
+def test_a_packed_window():
+    """A sliding window that is one token too long, or looks ahead. Break: no `- 1`."""
+    asked = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_file, "varlen_attn", lambda q, *_, **settings: asked.update(settings) or q)
+        states = torch.zeros(1, 2, 5, 4)
+        where = {"cu_seq_lens_q": torch.tensor([0, 5]), "max_length_q": 5}
+        hidden, _ = model_file.packed_attention(None, *[states] * 3, None, **where, sliding_window=3)
+    assert asked["window_size"] == (2, 0) and hidden.shape == (1, 5, 2, 4)
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 0, 1, 1], [0, 1, 0, 2, 2]])
@@ -204,17 +231,25 @@ def test_sharing_only_where_it_pays(policy):
     assert not sharing_pays(policy, (8, 2048), 20 + 8 * 2028, 20 + 8 * 2028)
 
 
-def test_attention_that_is_not_here():
-    """A traceback of transformers' after minutes of loading. Break: no check."""
-    with pytest.raises(ValueError, match="--attention flash_attention_2: "):
-        check_attention("flash_attention_2", "bfloat16" if not torch.cuda.is_available() else "float32")
+def test_attention_that_is_not_here(monkeypatch):
+    """A traceback of torch's after minutes of loading, or a GPU that pads. Breaks: no `if attention ==`; no
+    `or` of a default; no look at varlen_attn."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for device, dtype, missing in ((cpu, "bfloat16", "a GPU"), (gpu, "float32", "--dtype bfloat16")):
+        with pytest.raises(ValueError, match=f"--attention varlen: needs {missing}"):
+            choose_attention("varlen", device, dtype)
+        assert choose_attention(None, device, dtype) == "sdpa"
+    assert choose_attention(None, gpu, "bfloat16") == choose_attention("varlen", gpu, "bfloat16") == "varlen"
+    assert choose_attention("sdpa", gpu, "bfloat16") == "sdpa"
+    monkeypatch.setattr(model_file, "varlen_attn", None)
+    assert choose_attention(None, gpu, "bfloat16") == "sdpa"
 
 
 def test_chunks_change_neither_value_nor_gradient(policy, monkeypatch):
     """A chunk lost, doubled or out of order. Break: column[::-1] in the torch.cat."""
     ids = batch()
     whole = token_logps(policy, ids, with_entropy=True)
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 260 * 5)  # 5 tokens at a time
+    monkeypatch.setitem(model_file.LOGITS_AT_ONCE, "cpu", 260 * 5)  # 5 tokens at a time
     cut = token_logps(policy, ids, with_entropy=True)
     assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(whole, cut, strict=True))
     assert_close(gradient(policy, *cut), gradient(policy, *whole))
