@@ -26,10 +26,10 @@ from transformers import PreTrainedTokenizerBase
 
 from data import MixedIterator, Prompt
 from flags import Limits, TrainFlags
-from model import load_config, load_policy, load_tokenizer, token_logps
+from model import digest, digests, load_config, load_policy, load_tokenizer, token_logps
 from ranks import all_max, gather, rank
 from rewards import Scorer
-from serve import Servers, engine_settings, in_background, load_in_worker
+from serve import Receipt, Servers, engine_settings, in_background, load_in_worker
 
 MOST_MASKED = 1024  # ids of a request, in vLLM 0.32's model runner for GPUs
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
@@ -159,6 +159,8 @@ class Generator:
         self.path, self.dtype = path, dtype
         self.tokenizer = load_tokenizer(path)
         self.version, self.busy = None, Busy()
+        # Of sync.py, which sets them: whether the engine repacks weights; what a copy may leave of a gap.
+        self.repacks, self.tolerance, self.since_rehearsal = False, 0.0, 0
         # A vocabulary is often padded to a round size. Never sample the ids of its padding.
         self.vocabulary = load_config(path).get_text_config().vocab_size
         padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
@@ -213,8 +215,8 @@ class Generator:
         """Log-prob (nats, temperature 1) of each id but the first, by each engine: (engines, T - 1)."""
         raise NotImplementedError
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
-        """Take (name, tensor) pairs. Returns the names that took a value, and all the names there are."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
+        """Take (name, tensor) pairs. Returns what arrived, at each of its engines."""
         raise NotImplementedError
 
     def reset_prefix_cache(self) -> bool:
@@ -295,9 +297,9 @@ class VLLMGenerator(Generator):
         (output,) = self.llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
         return [[output.prompt_logprobs[t][ids[t]].logprob for t in range(1, len(ids))]]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
         self._wake()  # on waking, a sleeping engine would restore the weights that it went to sleep with
-        return self.llm.collective_rpc(load_in_worker, args=(weights, None))[0]
+        return self.llm.collective_rpc(load_in_worker, args=(weights, None))
 
     def reset_prefix_cache(self) -> bool:
         return self.llm.reset_prefix_cache()
@@ -339,7 +341,7 @@ class ServedGenerator(Generator):
     def score(self, ids: list[int]) -> list[list[float]]:
         return self.servers.score(ids)
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
         return self.servers.load_weights(weights)
 
     def reset_prefix_cache(self) -> bool:
@@ -401,12 +403,14 @@ class TransformersGenerator(Generator):
         return token_logps(self.model, torch.tensor([ids], device=self.model.device))[:, 1:].tolist()
 
     @torch.no_grad()
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
-        parameters, loaded = dict(self.model.named_parameters()), set()
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
+        parameters, arrived = dict(self.model.named_parameters()), {}
         for name, weight in weights:
             parameters[name].copy_(weight)
-            loaded.add(name)
-        return loaded, set(parameters)
+            arrived[name] = digest(weight).item()
+        held = digests(self.model, self.dtype)
+        unequal = [name for name in arrived if held[name] != arrived[name]]
+        return [Receipt(arrived, sorted(parameters.keys() - arrived), unequal, unseen=[])]
 
     def reset_prefix_cache(self) -> bool:
         return True  # it keeps none from one call to the next

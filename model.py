@@ -5,12 +5,13 @@ import inspect
 import math
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from flags import TrainFlags
-from ranks import world_size
+from ranks import rank, world_size
 
 try:  # torch's kernel for rows of different lengths: GPUs alone, and not in every release
     from torch.nn.attention.varlen import varlen_attn
@@ -189,6 +190,49 @@ def full_weights(policy: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
     """
     for name, parameter in policy.named_parameters():
         yield name, whole(parameter.detach().to(dtype))
+
+
+def digest(weight: Tensor) -> Tensor:
+    """An exact checksum of a tensor's bytes, an int64 tensor () on its device.
+
+    The sum of its words of 8 bytes (fewer, where a row does not divide into such), each times an odd number
+    that belongs to its place, modulo 2**64. One flipped bit always changes it; swapped words and other values
+    do but for a chance of some 2**-60. Of a sharded tensor it is this rank's summand: over the ranks, they
+    add up to the digest of the whole.
+    """
+    first_row = 0
+    if hasattr(weight, "to_local"):  # FSDP deals rows out as torch.chunk does
+        first_row = -(-weight.shape[0] // world_size()) * rank()
+        weight = weight.to_local()
+    row_bytes = weight.element_size() * math.prod(weight.shape[1:])
+    size = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0)
+    flat = weight.reshape(-1)
+    if flat.storage_offset() * flat.element_size() % 8:
+        flat = flat.clone()  # a view of words must begin at one
+    words = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[size])
+    total = torch.zeros((), dtype=torch.int64, device=weight.device)
+    place, multipliers = first_row * row_bytes // size, odd_numbers(weight.device)
+    while len(words):
+        chunk, within = divmod(place, len(multipliers))
+        some = words[: len(multipliers) - within]
+        total += (some * multipliers[within : within + len(some)]).sum() * (2 * chunk + 1)
+        words, place = words[len(some) :], place + len(some)
+    return total
+
+
+@cache
+def odd_numbers(device: torch.device, count: int = 2**22) -> Tensor:
+    """Odd numbers that look random, (count,) int64: multiples of the golden ratio's bits, modulo 2**64."""
+    return torch.arange(count, device=device) * -0x61C8864680B583EB | 1
+
+
+def digests(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
+    """{name: digest} of every parameter in `dtype`, as full_weights() yields it; but nothing is gathered."""
+    found = {name: digest(parameter.detach().to(dtype)) for name, parameter in model.named_parameters()}
+    added = torch.stack(list(found.values()))
+    if hasattr(model, "sharded_token_logps"):
+        dist.all_reduce(added)
+    return dict(zip(found, added.tolist(), strict=True))
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:

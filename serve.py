@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from transformers.hf_argparser import HfArg
 
 from flags import TINY_MODEL, Count, Share, one_line_errors, parse_flags
-from model import load_config, meta_model
+from model import digest, load_config, meta_model
 from ranks import broadcast_from_first, rank
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
@@ -52,6 +52,22 @@ FILE_BYTES = 2**29  # in one file, on a CPU: what this process holds a second ti
 
 class ServerError(RuntimeError):
     """A server that does not answer, or not as asked."""
+
+
+@dataclass
+class Receipt:
+    """What an engine got in a copy of weights, and what it has made of it.
+
+    arrived: {name: model.digest} of every tensor, where the engine's own load_weights took it.
+    missing: the engine's own weights that took no value.
+    unequal: its own weights that hold other bytes than arrived; a fused one holds several, row under row.
+    unseen: its own weights that cannot be compared, since the engine keeps them repacked, or in parts.
+    """
+
+    arrived: dict[str, int]
+    missing: list[str]
+    unequal: list[str]
+    unseen: list[str]
 
 
 def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: float) -> dict[str, Any]:
@@ -190,16 +206,21 @@ class Servers:
         found = [self._wait(future)["prompt_logprobs"] for future in requested]
         return [[logps[t][str(ids[t])]["logprob"] for t in range(1, len(ids))] for logps in found]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[set[str], set[str]]:
-        """Hand (name, tensor) pairs to all servers: the names that took a value, and all names."""
-        taken = None
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
+        """Hand (name, tensor) pairs to all servers: a receipt of each of their engines."""
+        receipts = None
         if rank() > 0:
             deque(weights, maxlen=0)  # walk it all the same: a sharded weight is gathered from all ranks
         elif torch.cuda.is_available():
-            taken = self._send_by_nccl(weights)
+            receipts = self._send_by_nccl(weights)
         else:
-            taken = self._send_by_files(weights)
-        return broadcast_from_first(lambda: taken)  # so no rank goes on before the servers have the weights
+            receipts = self._send_by_files(weights)
+        return broadcast_from_first(lambda: receipts)  # so no rank goes on before the servers have them
+
+    def _ask_engines(self, method, **arguments):
+        """What a method of Receiver returns on every worker of every server."""
+        request = {"method": method, "kwargs": arguments}
+        return [result for url in self.urls for result in ask(url, "collective_rpc", request)["results"]]
 
     def _send_by_nccl(self, weights):
         """From this GPU to all servers' at once, in buckets, by vLLM's weight-transfer API."""
@@ -217,10 +238,10 @@ class Servers:
             group = NCCLTrainerInitInfo(address, free_port(), 1 + sum(client.sizes), rank=0)
             self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=client, source=source)
         self.transfer.source.weights = weights
+        self._ask_engines("record_weights")
         torch.cuda.synchronize()  # the transfer's own streams do not wait for the optimizer's
         self._wait(in_background(self.transfer.send_weights))
-        names = {entry.name for entry in self.transfer.source.metadata()}
-        return names, names  # vLLM does not say which names took a value: the canary must
+        return [Receipt(**found) for found in self._ask_engines("receipt")]
 
     def _send_by_files(self, weights):
         """Through files in memory, which every server reads."""
@@ -230,11 +251,7 @@ class Servers:
         with tempfile.TemporaryDirectory(dir=memory) as folder:
             for number, some in enumerate(buckets(weights, FILE_BYTES)):
                 save_file(some, f"{folder}/{number}.safetensors")
-            request = {"method": "load_folder", "kwargs": {"folder": folder}}
-            taken = [ask(url, "collective_rpc", request)["results"][0] for url in self.urls]
-        incomplete = [each for each in taken if each["loaded"] != each["expected"]]
-        worst = (incomplete or taken)[0]
-        return set(worst["loaded"]), set(worst["expected"])
+            return [Receipt(**found) for found in self._ask_engines("load_folder", folder=folder)]
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached keys and values. True if all servers did."""
@@ -391,33 +408,60 @@ class TransferClient:
         self._each("finish_weight_update", [None] * len(self.urls))
 
 
-def load_in_worker(
-    worker: Any, pairs: Iterable[tuple[str, Tensor]] | None, folder: str | Path | None
-) -> tuple[set[str], set[str]]:
-    """Reload a vLLM engine's weights, from (name, tensor) pairs or from a folder; runs in its worker.
+class Recorder:
+    """Records what a vLLM model's load_weights takes, while it stands in for it. Runs in the worker."""
 
-    Returns the names of the engine's own (fused) weights that took a value, and all there are.
-    """
-    model = worker.model_runner.get_model()
-    expected = {name for name, _ in model.named_parameters()}
-    loaded = set()
-    load_weights = model.load_weights
+    def __init__(self, model: nn.Module):
+        self.model, self.load_weights = model, model.load_weights
+        self.arrived, self.loaded = {}, set()  # {name: (digest, dtype, shape)}; names of the engine's own
+        model.load_weights = self
 
-    def recording(pairs: Iterator[tuple[str, Tensor]]):
-        names = load_weights(pairs)
-        loaded.update(names)
+    def __call__(self, pairs: Iterable[tuple[str, Tensor]]) -> set[str]:
+        names = self.load_weights(self._noted(pairs))
+        self.loaded.update(names)
         return names
 
-    # reload_weights only warns of a weight that got no value; the proof must know.
-    model.load_weights = recording
+    def _noted(self, pairs):
+        for name, weight in pairs:
+            self.arrived[name] = digest(weight), weight.dtype, weight.shape
+            yield name, weight
+
+    def receipt(self) -> Receipt:
+        """Give load_weights back, and compare what arrived with the engine's own weights."""
+        del self.model.load_weights
+        own, unequal, unseen = dict(self.model.named_parameters()), [], repack_tied_head(self.model)
+        for name, weight in own.items():
+            parts = [self.arrived.get(part, (None, None, None)) for part in self._parts(name)]
+            rows = [shape[0] if shape else 0 for _, _, shape in parts]
+            padding = len(weight) - sum(rows)  # of the vocabulary
+            alike = all(part[1:] == (weight.dtype, (n, *weight.shape[1:])) for part, n in zip(parts, rows))
+            if not alike or padding < 0:
+                unseen.append(name)
+            elif any(digest(held) != part[0] for held, part in zip(weight.split([*rows, padding]), parts)):
+                unequal.append(name)
+        sums = torch.stack([sum for sum, _, _ in self.arrived.values()]).tolist()
+        missing = sorted(own.keys() - self.loaded)
+        return Receipt(dict(zip(self.arrived, sums)), missing, unequal, unseen)
+
+    def _parts(self, name):
+        """The names of the weights that one of the engine's own holds, row under row."""
+        for fused, parts in getattr(self.model, "packed_modules_mapping", {}).items():
+            if f".{fused}." in name:
+                return [name.replace(f".{fused}.", f".{part}.") for part in parts]
+        return [name]
+
+
+def load_in_worker(
+    worker: Any, pairs: Iterable[tuple[str, Tensor]] | None, folder: str | Path | None
+) -> Receipt:
+    """Reload a vLLM engine's weights, from (name, tensor) pairs or from a folder; runs in its worker."""
+    recorder = Recorder(worker.model_runner.get_model())  # reload_weights only warns of a missing weight
     worker.reload_weights(weights_iterator=pairs, weights_path=folder)
-    del model.load_weights
-    repack_tied_head(model)
-    return loaded, expected
+    return recorder.receipt()
 
 
-def repack_tied_head(model: nn.Module) -> None:
-    """On the CPU, let an output head that is tied to the embedding see the new weights.
+def repack_tied_head(model: nn.Module) -> list[str]:
+    """On the CPU, let an output head that is tied to the embedding see the new weights. Returns its name.
 
     vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload brings new values to the
     embedding's tensor, but a tied head is not a weight of its own, so its packed copy keeps the old ones, and
@@ -425,17 +469,28 @@ def repack_tied_head(model: nn.Module) -> None:
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
+    if torch.cuda.is_available():
+        return []  # it is not packed there
+    heads = {name: module for name, module in model.named_modules() if isinstance(module, ParallelLMHead)}
+    for head in heads.values():
+        head.quant_method.process_weights_after_loading(head)
+    return list(heads)
 
 
 class Receiver:
     """A worker extension: what a server's worker can do besides vLLM's own methods."""
 
-    def load_folder(self, folder: str) -> dict[str, list[str]]:
-        loaded, expected = load_in_worker(self, None, folder)
-        return {"loaded": sorted(loaded), "expected": sorted(expected)}
+    def load_folder(self, folder: str) -> dict[str, Any]:
+        """Take the weights from files: a Receipt, as a dictionary."""
+        return asdict(load_in_worker(self, None, folder))
+
+    def record_weights(self) -> None:
+        """Record what arrives from now on, by NCCL."""
+        self.recorder = Recorder(self.model_runner.get_model())
+
+    def receipt(self) -> dict[str, Any]:
+        """What arrived since record_weights: a Receipt, as a dictionary."""
+        return asdict(self.recorder.receipt())
 
 
 def seen_from(url: str) -> str:

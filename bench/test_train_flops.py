@@ -4,7 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
-from bench.train_flops import GROUP, Config, load, make_rollouts, parameters, step_flops, train_step
+from bench.train_flops import GROUP, Config, flags, make_rollouts, parameters, step_flops, train_step
+from model import load_sharded
 from tests.conftest import make_checkpoint
 
 UNCOUNTED = ("attention", "bmm")  # the products of queries, keys and values; of the angles of positions
@@ -23,7 +24,8 @@ def test_the_count_is_what_runs(monkeypatch, tmp_path):
             models=[path], rows=2 * GROUP, prompt_tokens=5, response_tokens=9, micro_batch_tokens=100
         )
         device = torch.device("cpu")
-        policy, reference = load(path, device), load(path, device).requires_grad_(False)
+        settings = flags(path, device)
+        policy, reference = load_sharded(settings, device), load_sharded(settings, device, trained=False)
         rollouts = make_rollouts(config, policy.config.vocab_size)
         optimizer = torch.optim.AdamW(policy.parameters())
         with FlopCounterMode(display=False) as counter:

@@ -5,7 +5,7 @@
 On a CPU the models are SmolLM2 and a Llama of 100M random parameters, on a GPU one of 1.2B.
 
 The step is the Learn section of train_grpo.py with everything on, by the project's own functions:
-micro_batches, to_batch, token_logps with entropies under autocast, the reference's forward, grpo_loss,
+load_sharded, micro_batches, to_batch, token_logps with entropies, the reference's forward, grpo_loss,
 kl_estimate, what metrics.Seen keeps, clip_gradients and AdamW. The rollouts are made up, random ids without
 padding, and nothing is sampled. Seconds are the median of --steps steps after one that warms up.
 
@@ -25,6 +25,7 @@ model's shapes" is what these layers reach by themselves: forward products only,
 """
 
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -43,8 +44,17 @@ from batch import micro_batches, to_batch  # noqa: E402
 from flags import Count, one_line_errors, parse_flags  # noqa: E402
 from generate import Rollout  # noqa: E402
 from metrics import Seen, Stopwatch  # noqa: E402
-from model import clip_gradients, load_config, load_policy, token_logps  # noqa: E402
+from model import (  # noqa: E402
+    autocast,
+    choose_attention,
+    clip_gradients,
+    load_config,
+    load_sharded,
+    token_logps,
+)
+from ranks import init_ranks  # noqa: E402
 from run import surroundings, write_json  # noqa: E402
+from train_grpo import Config as Flags  # noqa: E402
 from train_grpo import group_advantages, grpo_loss, kl_estimate, token_weights  # noqa: E402
 
 GROUP = 8  # G
@@ -154,11 +164,21 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def load(name: str, device: torch.device) -> PreTrainedModel:
-    """A model in float32, as the train scripts hold it."""
+def flags(path: str, device: torch.device, **others: Any) -> Flags:
+    """A run's flags in bfloat16, with the defaults of its device."""
+    attention = choose_attention(None, device, "bfloat16")
+    return Flags(
+        model=str(path), dtype="bfloat16", attention=attention, compile=device.type == "cuda", **others
+    )
+
+
+def checkpoint_of(name: str, folder: str) -> str:
+    """The folder of a checkpoint; one of random weights is written first."""
     if name not in RANDOM:
-        return load_policy(name, device)
-    return AutoModelForCausalLM.from_config(RANDOM[name], dtype=torch.float32).to(device).eval()
+        return name
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(RANDOM[name], dtype=torch.bfloat16).save_pretrained(f"{folder}/{name}")
+    return f"{folder}/{name}"
 
 
 def make_rollouts(config: Config, vocabulary: int) -> list[Rollout]:
@@ -176,13 +196,16 @@ def make_rollouts(config: Config, vocabulary: int) -> list[Rollout]:
 
 def train_step(
     policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    reference: PreTrainedModel | None,
     optimizer: torch.optim.Optimizer,
     rollouts: list[Rollout],
     config: Config,
     device: torch.device,
 ) -> dict[str, float]:
-    """One step of train_grpo.py's Learn: {phase: seconds}, with the seconds in all as step_s."""
+    """One step of train_grpo.py's Learn: {phase: seconds}, with the seconds in all as step_s.
+
+    Without a reference it costs what a step of online DPO costs, whose reference is the policy.
+    """
     watch, seen, response_logps = Stopwatch(), Seen(len(rollouts)), {}
 
     @contextmanager
@@ -192,7 +215,6 @@ def train_step(
             yield
             synchronize(device)
 
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16)
     rewards = torch.arange(len(rollouts), dtype=torch.float32).view(-1, min(GROUP, len(rollouts))) % 2
     advantages = group_advantages(rewards).flatten().to(device)  # (rows,)
     n_tokens = torch.full((len(rollouts),), config.response_tokens, device=device)
@@ -201,11 +223,13 @@ def train_step(
     groups, lengths = [[i] for i in range(len(rollouts))], [len(rollout.ids) for rollout in rollouts]
     for part in micro_batches(groups, lengths, config.micro_batch_tokens):
         input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
-        with autocast:
+        with autocast(device, torch.bfloat16):
             with timed("policy_s"):
                 logps, entropy = token_logps(policy, input_ids, mask, 1.0, True, False)
-            with torch.no_grad(), timed("reference_s"):
-                ref_logps = token_logps(reference, input_ids, mask, 1.0)
+            ref_logps = logps.detach()
+            if reference is not None:
+                with torch.no_grad(), timed("reference_s"):
+                    ref_logps = token_logps(reference, input_ids, mask, 1.0)
         kl = kl_estimate(logps, ref_logps)  # (B, T)
         losses = grpo_loss(logps, sampler_logps, advantages[part], mask, 0.2, 0.2)
         losses = per_token[part, None] * (losses + 0.001 * kl)  # (B, T)
@@ -227,9 +251,12 @@ def train_step(
 
 def measure(name: str, config: Config, device: torch.device) -> dict[str, Any]:
     """One model: its parameters, rates, seconds by phase, and shares of the rate by each count."""
-    policy, reference = load(name, device), load(name, device).requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = flags(checkpoint_of(name, folder), device)
+        policy, reference = load_sharded(settings, device), load_sharded(settings, device, trained=False)
     blocks, head = parameters(policy)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, eps=1e-8, weight_decay=0.0)
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, eps=1e-8, weight_decay=0.0, fused=fused)
     rollouts = make_rollouts(config, policy.config.vocab_size)
 
     length = config.prompt_tokens + config.response_tokens
@@ -291,7 +318,7 @@ def as_markdown(points: list[dict]) -> str:
 
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
-    device = torch.device("cuda" if ON_GPU else "cpu")
+    _, _, device = init_ranks()
     config.micro_batch_tokens = config.micro_batch_tokens or (16384 if device.type == "cuda" else 2048)
     with one_line_errors():
         if config.rows % GROUP:

@@ -139,7 +139,9 @@ class MathVerifier:
             requests, future = job
             start, replies = time.monotonic(), [None] * len(requests)
             try:
-                for number, reply in tqdm(self._run(requests), "grading", len(requests), delay=3, leave=False):
+                for number, reply in tqdm(
+                    self._run(requests), "grading", len(requests), delay=3, leave=False
+                ):
                     replies[number] = reply
                 future.set_result((replies, time.monotonic() - start))
             except Exception as error:  # raised again where the result is asked for

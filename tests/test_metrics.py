@@ -33,8 +33,8 @@ def test_seen_keeps_response_tokens_and_each_response_loss():
 
 @pytest.mark.parametrize("step", [5, 7])
 def test_mismatch_is_measured_on_fresh_responses_only(step):
-    """Drift of the policy read as a mismatch between trainer and engine; a share of clipped tokens that counts
-    one side. Breaks: gaps at every staleness; abs() in logp_gap_clip; 9 for 99 in p99."""
+    """Drift of the policy read as a mismatch between trainer and engine; a clipped share that counts one
+    side. Breaks: gaps at every staleness; abs() in logp_gap_clip; 9 for 99 in p99."""
     seen = metrics.Seen(1)
     gaps = torch.tensor([[0.1] * 97 + [0.19, -0.21, -3.0]])  # log 1.2 is 0.182, log 0.8 is -0.223
     seen.tokens(torch.ones(1, 100), gaps, torch.zeros(1, 100), torch.zeros(1, 100))
