@@ -361,7 +361,7 @@ class TransformersGenerator(Generator):
     def __init__(self, path: str, dtype: torch.dtype, device: torch.device):
         super().__init__(path, dtype)
         print(f"generate: transformers on {device} (slow; --engine vllm where it installs)")
-        self.model = load_policy(path, device).to(dtype).eval()
+        self.model = load_policy(path, device, dtype=dtype)
         stop = self.model.generation_config.eos_token_id
         self.stop_ids = set(stop if isinstance(stop, list) else [stop])
 

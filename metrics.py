@@ -39,11 +39,11 @@ GLOSSARY = {  # one or more keys: their meaning
         "where both hold the same weights"
     ),
     "logp_gap_p99, logp_gap_max": (
-        "the gap that 99 % of the tokens do not exceed (of the rank with the largest), and the largest, likewise"
+        "the gap that 99 % of the tokens do not exceed, on the worst rank, and the largest, likewise"
     ),
     "logp_gap_clip": (
-        "share of the tokens whose gap alone is a ratio outside 1 +- 0.2, likewise: what PPO's clip would drop "
-        "for rounding"
+        "share of the tokens whose gap alone is a ratio outside 1 +- 0.2, likewise: what rounding would make "
+        "PPO's clip drop"
     ),
     "sync_gap": "the mean gap of the canary, at steps that sync",
     "pair_frac": (
@@ -71,8 +71,8 @@ GLOSSARY = {  # one or more keys: their meaning
     ),
     "chosen_logp, rejected_logp": "DPO: mean over pairs of the log-prob of a whole response under the policy",
     "ratio": (
-        "GRPO: mean importance ratio of the tokens: the policy over the weights that sampled; on policy 1, but "
-        "for `tis`"
+        "GRPO: mean importance ratio of the tokens: the policy over the weights that sampled; on policy 1, "
+        "but for `tis`"
     ),
     "ratio_max": "GRPO: the largest ratio of a token",
     "bound_frac": "GRPO: share of tokens whose ratio is outside the clip bounds, or above the cap",

@@ -79,29 +79,35 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(path: str, device: torch.device | str = "cpu", attention: str = "sdpa") -> PreTrainedModel:
-    """Load a model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
+def load_policy(
+    path: str,
+    device: torch.device | str = "cpu",
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """Load a model, with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
 
     It stays in eval mode: with dropout it would not be the model that the generator samples from.
     attention: transformers' name for the kernel; with "varlen" token_logps computes no padding.
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()
 
 
 def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True) -> PreTrainedModel:
     """Load --model, frozen if not `trained`, and shard it: a rank never holds two whole models."""
     dtype = getattr(torch, config.dtype)
-    model = load_policy(config.model, attention=config.attention).requires_grad_(trained)
-    if not trained and device.type == "cuda":
-        model.to(dtype)  # what FSDP would cast it to for every forward; no small update is lost
+    # What is not trained is held as FSDP casts the policy for a forward: no small update is lost.
+    held = torch.float32 if trained or device.type == "cpu" else dtype
+    model = load_policy(config.model, attention=config.attention, dtype=held).requires_grad_(trained)
     if trained and config.activation_checkpointing:
         checkpoint_activations(model)
     if config.compile:
         for block in blocks_of(model):  # all blocks share one compiled function, for rows of any length
             block.compile(dynamic=True)
+        model.head_logps = torch.compile(_head_logps, dynamic=True)
     return shard(model, device, dtype)
 
 
@@ -175,11 +181,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu" and dtype == torch.bfloat16)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor as it is. Without autograd."""
+    with torch.no_grad():
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all ranks, a collective; any other tensor as it is."""
-    if not hasattr(tensor, "full_tensor"):
-        return tensor
-    return tensor.full_tensor() if world_size() > 1 else tensor.to_local()
+    if world_size() == 1:
+        return local(tensor)
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def full_weights(policy: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
@@ -189,35 +201,33 @@ def full_weights(policy: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
     gathered, which halves the traffic in bfloat16. Gathering is a collective: all ranks iterate in step.
     """
     for name, parameter in policy.named_parameters():
-        yield name, whole(parameter.detach().to(dtype))
+        if world_size() == 1:
+            yield name, local(parameter).to(dtype)
+        else:
+            yield name, whole(parameter.detach().to(dtype))
 
 
-def digest(weight: Tensor) -> Tensor:
+def digest(weight: Tensor, first_row: int = 0) -> Tensor:
     """An exact checksum of a tensor's bytes, an int64 tensor () on its device.
 
     The sum of its words of 8 bytes (fewer, where a row does not divide into such), each times an odd number
     that belongs to its place, modulo 2**64. One flipped bit always changes it; swapped words and other values
-    do but for a chance of some 2**-60. Of a sharded tensor it is this rank's summand: over the ranks, they
-    add up to the digest of the whole.
+    do but for a chance of some 2**-60. Parts of a tensor that begin at its `first_row` add up to its digest.
     """
-    first_row = 0
-    if hasattr(weight, "to_local"):  # FSDP deals rows out as torch.chunk does
-        first_row = -(-weight.shape[0] // world_size()) * rank()
-        weight = weight.to_local()
     row_bytes = weight.element_size() * math.prod(weight.shape[1:])
     size = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0)
     flat = weight.reshape(-1)
     if flat.storage_offset() * flat.element_size() % 8:
         flat = flat.clone()  # a view of words must begin at one
     words = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[size])
-    total = torch.zeros((), dtype=torch.int64, device=weight.device)
-    place, multipliers = first_row * row_bytes // size, odd_numbers(weight.device)
-    while len(words):
+    multipliers, place, sums = odd_numbers(weight.device), first_row * row_bytes // size, []
+    while len(words) or not sums:
         chunk, within = divmod(place, len(multipliers))
         some = words[: len(multipliers) - within]
-        total += (some * multipliers[within : within + len(some)]).sum() * (2 * chunk + 1)
+        added = (some * multipliers[within : within + len(some)]).sum()
+        sums.append(added * (2 * chunk + 1) if chunk else added)
         words, place = words[len(some) :], place + len(some)
-    return total
+    return sum(sums[1:], sums[0])
 
 
 @cache
@@ -228,9 +238,14 @@ def odd_numbers(device: torch.device, count: int = 2**22) -> Tensor:
 
 def digests(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
     """{name: digest} of every parameter in `dtype`, as full_weights() yields it; but nothing is gathered."""
-    found = {name: digest(parameter.detach().to(dtype)) for name, parameter in model.named_parameters()}
+    found = {}
+    for name, parameter in model.named_parameters():
+        # FSDP deals rows out as torch.chunk does; where there is one rank, or no FSDP, this one has them all.
+        sharded = hasattr(parameter, "to_local") and world_size() > 1
+        first_row = -(-parameter.shape[0] // world_size()) * rank() if sharded else 0
+        found[name] = digest(local(parameter).to(dtype), first_row)
     added = torch.stack(list(found.values()))
-    if hasattr(model, "sharded_token_logps"):
+    if world_size() > 1 and hasattr(model, "sharded_token_logps"):
         dist.all_reduce(added)
     return dict(zip(found, added.tolist(), strict=True))
 
@@ -245,7 +260,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Overwrite the target's weights by the source's, in place."""
     for from_source, into_target in zip(source.parameters(), target.parameters(), strict=True):
-        into_target.copy_(from_source)
+        local(into_target).copy_(local(from_source))  # of the same rows; one of the two may not be sharded
 
 
 def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entropy_grad=True):
@@ -433,11 +448,11 @@ def _token_logps(model, input_ids, response_mask, temperature, with_entropy, ent
     wanted[:, 0] = False
     predictors, targets = hidden[:, :-1][wanted[:, 1:]], input_ids[wanted]  # (N, D), (N,)
 
-    head = model.get_output_embeddings()
+    head, head_logps = model.get_output_embeddings(), getattr(model, "head_logps", _head_logps)
     chunk = max(1, LOGITS_AT_ONCE[hidden.device.type] // head.weight.shape[0])
     pieces = [
         checkpoint(
-            _head_logps, some_hidden, some_targets, head.weight, head.bias, temperature, with_entropy,
+            head_logps, some_hidden, some_targets, head.weight, head.bias, temperature, with_entropy,
             entropy_grad, use_reentrant=False,
         )
         for some_hidden, some_targets in zip(predictors.split(chunk), targets.split(chunk), strict=True)

@@ -434,14 +434,18 @@ class Recorder:
             parts = [self.arrived.get(part, (None, None, None)) for part in self._parts(name)]
             rows = [shape[0] if shape else 0 for _, _, shape in parts]
             padding = len(weight) - sum(rows)  # of the vocabulary
-            alike = all(part[1:] == (weight.dtype, (n, *weight.shape[1:])) for part, n in zip(parts, rows))
+            alike = {(dtype, shape and shape[1:]) for _, dtype, shape in parts} == {
+                (weight.dtype, weight.shape[1:])
+            }
             if not alike or padding < 0:
                 unseen.append(name)
-            elif any(digest(held) != part[0] for held, part in zip(weight.split([*rows, padding]), parts)):
+                continue
+            held = [digest(some) for some in weight.split([*rows, padding])][: len(parts)]
+            if held != [sum for sum, _, _ in parts]:
                 unequal.append(name)
         sums = torch.stack([sum for sum, _, _ in self.arrived.values()]).tolist()
         missing = sorted(own.keys() - self.loaded)
-        return Receipt(dict(zip(self.arrived, sums)), missing, unequal, unseen)
+        return Receipt(dict(zip(self.arrived, sums, strict=True)), missing, unequal, unseen)
 
     def _parts(self, name):
         """The names of the weights that one of the engine's own holds, row under row."""

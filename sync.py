@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from generate import Generator
-from model import autocast, digests, full_weights, token_logps
+from model import autocast, digests, full_weights, local, token_logps
 from ranks import meet_within
 
 CANARY = "12 + 30 = 42, said the canary."
@@ -112,8 +112,8 @@ def rehearse(policy: PreTrainedModel, generator: Generator, what: str) -> float:
 def reverse(policy: nn.Module) -> None:
     """Reverse every weight along its last dimension, in place."""
     for parameter in policy.parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        local.copy_(local.flip(-1))
+        mine = local(parameter)
+        mine.copy_(mine.flip(-1))
 
 
 @torch.no_grad()

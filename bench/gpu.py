@@ -234,9 +234,13 @@ class Bench:
             words = f"--model {self.config.model} --data {self.config.data} --dtype bfloat16 --steps {steps}"
             words += f" --sync-every {s} --prompts-per-step {P} --samples-per-prompt {G} --lr 1e-6"
             words += f" --max-new-tokens {tokens} --ahead {max(10, min(s, steps))}"
-            with self.borrowed_engine(script), tempfile.TemporaryDirectory() as folder:
-                script.main([*words.split(), "--run-dir", f"{folder}/run"])
-                rows = read_metrics(f"{folder}/run")
+            try:
+                with self.borrowed_engine(script), tempfile.TemporaryDirectory() as folder:
+                    script.main([*words.split(), "--run-dir", f"{folder}/run"])
+                    rows = read_metrics(f"{folder}/run")
+            except TimeoutError as error:  # what was measured before it stands
+                found[f"{name}, s = {s}"] = {"not measured": str(error)}
+                break
             # Without the first window, which compiles and rehearses, where there is a second one.
             warm = rows[max(s, 2) :] or rows
             keys = [key for key in rows[0] if key.endswith("_s") and key != "graded_per_s"]

@@ -177,7 +177,9 @@ def checkpoint_of(name: str, folder: str) -> str:
     if name not in RANDOM:
         return name
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(RANDOM[name], dtype=torch.bfloat16).save_pretrained(f"{folder}/{name}")
+    with torch.device("cuda" if ON_GPU else "cpu"):  # a CPU takes a minute for a billion random numbers
+        model = AutoModelForCausalLM.from_config(RANDOM[name], dtype=torch.bfloat16)
+    model.save_pretrained(f"{folder}/{name}")
     return f"{folder}/{name}"
 
 

@@ -124,7 +124,7 @@ def run_trl(config: Config) -> list[dict]:
     from trl import GRPOConfig, GRPOTrainer
 
     responses = config.prompts_per_step * config.samples_per_prompt
-    steps = []
+    steps, on_gpu = [], torch.cuda.is_available()
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *_, **__):
@@ -155,7 +155,13 @@ def run_trl(config: Config) -> list[dict]:
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
-            use_cpu=True,
+            # On a GPU: vLLM in the trainer's process, as ours, and the loss of a policy that is its own sampler.
+            use_cpu=not on_gpu,
+            use_vllm=on_gpu,
+            vllm_mode="colocate",
+            vllm_gpu_memory_utilization=0.4,
+            vllm_max_model_length=512,
+            vllm_importance_sampling_correction=False,
             bf16=config.dtype == "bfloat16",
             model_init_kwargs={"dtype": config.weights},
             gradient_checkpointing=False,

@@ -57,7 +57,7 @@ def test_a_tied_head_left_behind_is_caught(pair, monkeypatch):
     Break: make canary_gap return 0.
     """
     policy, generator = pair
-    monkeypatch.setattr("serve.repack_tied_head", lambda model: None)
+    monkeypatch.setattr("serve.repack_tied_head", lambda model: [])
     move(policy)
     if policy.config.tie_word_embeddings:
         with pytest.raises(SyncError, match="disagree on the canary by"):
