@@ -107,7 +107,6 @@ def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True)
     if config.compile:
         for block in blocks_of(model):  # all blocks share one compiled function, for rows of any length
             block.compile(dynamic=True)
-        model.head_logps = torch.compile(_head_logps, dynamic=True)
     return shard(model, device, dtype)
 
 
@@ -448,11 +447,11 @@ def _token_logps(model, input_ids, response_mask, temperature, with_entropy, ent
     wanted[:, 0] = False
     predictors, targets = hidden[:, :-1][wanted[:, 1:]], input_ids[wanted]  # (N, D), (N,)
 
-    head, head_logps = model.get_output_embeddings(), getattr(model, "head_logps", _head_logps)
+    head = model.get_output_embeddings()
     chunk = max(1, LOGITS_AT_ONCE[hidden.device.type] // head.weight.shape[0])
     pieces = [
         checkpoint(
-            head_logps, some_hidden, some_targets, head.weight, head.bias, temperature, with_entropy,
+            _head_logps, some_hidden, some_targets, head.weight, head.bias, temperature, with_entropy,
             entropy_grad, use_reentrant=False,
         )
         for some_hidden, some_targets in zip(predictors.split(chunk), targets.split(chunk), strict=True)

@@ -49,7 +49,7 @@ def test_prompt_text(tmp_path):
             "role": "user",
             "content": "Given the following problem, reason and give a final answer to the problem.\n"
             "Problem: Find $\\frac{1}{2}{problem}$.\n"
-            'Your response should end with "The final answer is $\\boxed{[answer]}$. I hope it is correct." '
+            "Your response should end with 'The final answer is $\\boxed{[answer]}$. I hope it is correct.' "
             "where [answer] is the response to the problem.",
         }
     ]

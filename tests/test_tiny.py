@@ -148,6 +148,6 @@ def test_answers_come_in_their_ways():
     assert clean["careful"] == f"Step by step:\n47 + 38 = 77 + 8 = 85\n85 - 29 = 65 - 9 = 56\n{closing}"
     assert clean["muse"].endswith(closing) and len(clean["muse"]) > len(clean["half"])
     assert "56" in clean["lapse"] and "boxed" not in clean["lapse"]
-    assert MATH_PROMPT.split('"')[1] == make.CLOSING.format("[answer]")
+    assert MATH_PROMPT.split("'")[1] == make.CLOSING.format("[answer]")
     slipped = [make.answer(expression, "guess", slips=True, rng=rng) == closing for _ in range(2000)]
     assert sum(slipped) / 2000 == pytest.approx(1 - make.GUESS_SLIP["guess"], abs=0.05)
