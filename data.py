@@ -37,8 +37,8 @@ HELD_OUT = {"math": 1980, "chat": 470}  # prompts in validation, and as many in 
 # owner/name, with a dot only before a digit (NuminaMath-1.5): data/typo.txt is a mistake, not a Hub name.
 HUB_NAME = re.compile(r"[\w-]+/[\w-]+(\.\d[\w-]*)*(:[\w.-]+)?")
 
-# The user turn (the paper's figure 4). Whether its three parts are one or two line breaks apart cannot be read
-# in our copy: one is a departure that may be none.
+# The user turn (the paper's figure 4). Whether its three parts are one or two line breaks apart cannot be
+# read in our copy: one is a departure that may be none.
 MATH_PROMPT = (
     "Given the following problem, reason and give a final answer to the problem.\n"
     "Problem: {problem}\n"

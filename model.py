@@ -210,8 +210,8 @@ def digest(weight: Tensor, first_row: int = 0) -> Tensor:
     """An exact checksum of a tensor's bytes, an int64 tensor () on its device.
 
     The sum of its words of 8 bytes (fewer, where a row does not divide into such), each times an odd number
-    that belongs to its place, modulo 2**64. One flipped bit always changes it; swapped words and other values
-    do but for a chance of some 2**-60. Parts of a tensor that begin at its `first_row` add up to its digest.
+    that belongs to its place, modulo 2**64. One flipped bit always changes it; several, or swapped words, do
+    but for a chance below 2**-30. Parts of a tensor that begin at its `first_row` add up to its digest.
     """
     row_bytes = weight.element_size() * math.prod(weight.shape[1:])
     size = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0)
@@ -222,7 +222,8 @@ def digest(weight: Tensor, first_row: int = 0) -> Tensor:
     multipliers, place, sums = odd_numbers(weight.device), first_row * row_bytes // size, []
     while len(words) or not sums:
         chunk, within = divmod(place, len(multipliers))
-        some = words[: len(multipliers) - within]
+        some = words[: len(multipliers) - within].long()
+        some = some ^ (some >> 32)  # a product carries upwards only: without this, two flipped signs cancel
         added = (some * multipliers[within : within + len(some)]).sum()
         sums.append(added * (2 * chunk + 1) if chunk else added)
         words, place = words[len(some) :], place + len(some)

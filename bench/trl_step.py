@@ -155,7 +155,7 @@ def run_trl(config: Config) -> list[dict]:
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
-            # On a GPU: vLLM in the trainer's process, as ours, and the loss of a policy that is its own sampler.
+            # On a GPU: vLLM in the trainer's process, and the loss of a policy that sampled itself, as ours.
             use_cpu=not on_gpu,
             use_vllm=on_gpu,
             vllm_mode="colocate",

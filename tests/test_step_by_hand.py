@@ -62,7 +62,8 @@ def both_ways(scripted, monkeypatch, checkpoints, tmp_path):
         policy, config, groups = copy.deepcopy(seed), parse_flags(script.Config, args), engines[0].groups
         optimizer = torch.optim.AdamW(policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0)
         for metrics, step in zip(read_metrics(tmp_path / "run"), (groups[:3], groups[3:]), strict=True):
-            loss, seen = by_hand(policy, seed, step, config)
+            fresh = metrics["step"] == 0  # the policy sampled these itself
+            loss, seen = by_hand(policy, seed, step, config, fresh)
             loss.backward()
             norm = torch.cat([p.grad.flatten() for p in policy.parameters()]).norm()
             expected = {"loss": loss.item(), "grad_norm": norm.item(), **seen, **EACH_STEP}
@@ -102,7 +103,7 @@ def clipped(logp, old_logp, advantage, low, high):
     return -ratio * advantage
 
 
-def dpo_by_hand(policy, reference, groups, config):
+def dpo_by_hand(policy, reference, groups, config, fresh):
     """All pairs, or the first right and the first wrong response, with every other term (paper section 3).
 
     Returns the loss, and the metrics that the models have a part in.
@@ -130,7 +131,8 @@ def dpo_by_hand(policy, reference, groups, config):
         prompts.append(sum(losses) / len(losses))
         for i in range(len(group)) if config.grpo_coef else {i for pair in pairs for i in pair}:
             advantage = rewards[i] - sum(rewards) / len(group)
-            terms = zip(ours[i], group[i].logps, strict=True)
+            old_logps = ours[i].tolist() if fresh else group[i].logps
+            terms = zip(ours[i], old_logps, strict=True)
             grpo.append(sum(clipped(logp, old, advantage, 0.2, 0.2) for logp, old in terms))
             entropies += entropy[i]
             seen["kl_ref"] += k3(ours[i], refs[i]).tolist()
@@ -140,7 +142,7 @@ def dpo_by_hand(policy, reference, groups, config):
     return loss, {key: fmean(values) for key, values in seen.items()}
 
 
-def grpo_by_hand(policy, reference, groups, config):
+def grpo_by_hand(policy, reference, groups, config, fresh):
     """The sum over the tokens of all responses, each divided as --normalize says; returns as above."""
     lengths = [len(rollout.response_ids) for group in groups for rollout in group]
     loss, seen = 0, defaultdict(list)
@@ -157,7 +159,8 @@ def grpo_by_hand(policy, reference, groups, config):
             }[config.normalize]
             logps, entropy = tokens(policy, rollout, config.temperature)
             refs = tokens(reference, rollout, config.temperature)[0].detach()
-            for logp, ref, old in zip(logps, refs, rollout.logps, strict=True):
+            old_logps = logps.tolist() if fresh and config.correction != "tis" else rollout.logps
+            for logp, ref, old in zip(logps, refs, old_logps, strict=True):
                 ratio = (logp - old).exp().item()
                 if config.correction == "clip":
                     term = clipped(logp, old, advantage, config.clip_low, config.clip_high)
@@ -192,13 +195,15 @@ def test_dpo_step_by_hand(both_ways, flags, responses, limit):
 
     Breaks, each alone: `/ len(rows)` for `/ len(groups)`, `/ all_tokens` or `/ all_rows`; weights of 1; nll
     of the rejected, or not per token; detach entropy, or its sign; swap ours and refs; no scale for refs; no
-    temperature for one of the models; the advantages of other rows; grpo of the paired responses alone. In
+    temperature for one of the models; the advantages of other rows; grpo of the paired responses alone;
+    old log-probs of the sampler at the first step, or the policy's at the second; no reference there. In
     the metrics: rejected for chosen, or `ours` for logps.sum(-1), in one of the logps; all pairs of a
     micro-batch but the first; no [mask.bool()]; score == 0 for score == 1; a margin of `ours`.
     """
     rows = both_ways(train_dpo, dpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
-    assert sum(rows) == 2 * 2 * responses  # each once a step, through the policy and through the reference
-    assert len(rows) > 2 * 2 if limit == CUT else len(rows) == 2 * 2
+    # Each once a step through the policy, and once through the reference where that is not the policy.
+    assert sum(rows) == (2 + 1) * responses
+    assert len(rows) > 2 + 1 if limit == CUT else len(rows) == 2 + 1
 
 
 @pytest.mark.parametrize("limit", [CUT, WHOLE])
@@ -207,10 +212,11 @@ def test_grpo_step_by_hand(both_ways, flags, limit):
     """A correction, a normaliser or a KL term that is another, or that depends on the cut of the batch.
 
     Breaks, each alone: `per_token[: len(part), None]`; `advantages[: len(part)]`; token_weights of a
-    micro-batch's lengths; detach kl; sampler_logps for logps.detach(); no --advantage-scale; no temperature
+    micro-batch's lengths; detach kl; sampler_logps for logps.detach(), or logps.detach() for tis; no
+    --advantage-scale; no reference at the second step; no temperature
     for one of the models; swap clip_low and clip_high; a cap of 2. In the metrics: log_ratio for its exp;
     the last ratio for the largest; swap low and high; clip's bounds for tis; no [mask.bool()].
     """
     rows = both_ways(train_grpo, grpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
-    assert sum(rows) == 2 * 2 * 12
-    assert len(rows) > 2 * 2 if limit == CUT else len(rows) == 2 * 2
+    assert sum(rows) == (2 + 1) * 12
+    assert len(rows) > 2 + 1 if limit == CUT else len(rows) == 2 + 1

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from conftest import make_checkpoint
 
 import generate
 from generate import load_generator
-from model import load_policy, token_logps
-from sync import CANARY, SyncError, canary_gap, full_weights, sync
+from model import digest, load_policy, token_logps
+from serve import Receipt
+from sync import CANARY, TOLERANCE, SyncError, canary_gap, full_weights, rehearse, sync
 
 CPU = torch.device("cpu")
 
@@ -69,21 +71,6 @@ def test_a_tied_head_left_behind_is_caught(pair, monkeypatch):
     assert sync(policy, generator, 4) < 1e-5
 
 
-@pytest.mark.parametrize("dropped", ["mlp.down_proj", "self_attn.k_proj"])
-def test_a_dropped_tensor_is_named(pair, monkeypatch, dropped):
-    """A weight that is not sent keeps its old value; of a fused one the engine misses nothing by name.
-
-    Break: drop the comparison of what was sent and what there is (k_proj), or of loaded and expected too.
-    """
-    policy, generator = pair
-    name = f"model.layers.1.{dropped}.weight"
-    monkeypatch.setattr(
-        "sync.full_weights", lambda p, d: ((n, w) for n, w in full_weights(p, d) if n != name)
-    )
-    with pytest.raises(SyncError, match=name):
-        sync(policy, generator, 5)
-
-
 def test_a_prefix_cache_that_is_not_reset_is_caught(pair, monkeypatch):
     """Keys and values of the old weights answer for the new ones.
 
@@ -95,40 +82,145 @@ def test_a_prefix_cache_that_is_not_reset_is_caught(pair, monkeypatch):
         sync(policy, generator, 6)
 
 
-@pytest.mark.parametrize("stale", ["model.embed_tokens", "model.layers.0.self_attn.q_proj"])
-def test_a_stale_tensor_is_caught_by_the_canary(pair, monkeypatch, stale):
-    """One tensor sent with its old value. Break: make canary_gap return 0."""
-    policy, generator = pair
+@pytest.fixture(scope="module")
+def half(checkpoints):
+    """As pair, in bfloat16, whose rounding hides much from the canary; synced once."""
+    generator = load_generator("vllm", checkpoints["llama"], torch.bfloat16, CPU, max_model_len=128)
+    policy = load_policy(checkpoints["llama"], CPU)
     sync(policy, generator, 0)
-    old = {name: weight.clone() for name, weight in full_weights(policy, torch.float32)}
+    return policy, generator
+
+
+DOWN, Q, K = (
+    f"model.layers.1.{name}.weight" for name in ("mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj")
+)
+FAULTS = {  # what is sent instead of the policy's weights, and what is said of it
+    "a bit": (lambda new, old: new | {DOWN: flipped(new[DOWN])}, f"1 arrived as other bytes: {DOWN}"),
+    "stale": (lambda new, old: new | {Q: old[Q]}, f"1 arrived as other bytes: {Q}"),
+    "dropped": (lambda new, old: without(new, DOWN), f"1 did not arrive: {DOWN}"),
+    "dropped, of a fused one": (lambda new, old: without(new, K), f"1 did not arrive: {K}"),
+    "swapped": (lambda new, old: new | {Q: new[K], K: new[Q]}, f"2 arrived as other bytes: {K}, {Q}"),
+}
+
+
+def flipped(weight):
+    """The lowest bit of one number."""
+    changed = weight.clone()
+    changed.view(torch.int16)[3, 5] ^= 1
+    return changed
+
+
+def without(weights, name):
+    return {n: weight for n, weight in weights.items() if n != name}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_later_copy_is_named(half, monkeypatch, fault):
+    """A copy of all weights but one, which no rehearsal sees. Breaks, each alone: drop one of the first two
+    faults in copy_and_prove; no multipliers in digest."""
+    policy, generator = half
+    wrong, said = FAULTS[fault]
+    old = dict(full_weights(policy, torch.bfloat16))
     move(policy)
+    monkeypatch.setattr("sync.full_weights", lambda p, d: wrong(dict(full_weights(p, d)), old).items())
+    with pytest.raises(SyncError, match=f"^sync at step 2: of 21 weights {said}$"):
+        sync(policy, generator, 2)
 
-    def partly_old(policy, dtype):
-        return ((n, old[n] if n == f"{stale}.weight" else w) for n, w in full_weights(policy, dtype))
 
-    monkeypatch.setattr("sync.full_weights", partly_old)
-    with pytest.raises(SyncError, match="disagree on the canary"):
-        sync(policy, generator, 8)
+def test_weights_that_arrive_and_are_not_held_are_named(half, monkeypatch):
+    """A copy that the engine takes and does not keep, of one weight of a fused three. Break: no comparison
+    with the engine's own; or of a fused weight's first part alone."""
+    policy, generator = half
+
+    def spoil(model):
+        with torch.no_grad():
+            model.get_parameter("model.layers.0.self_attn.qkv_proj.weight")[-1, -1] += 1  # of v_proj
+        return []
+
+    monkeypatch.setattr("serve.repack_tied_head", spoil)
+    with pytest.raises(SyncError, match="1 of the engine's own hold other bytes than arrived: .*qkv_proj"):
+        sync(policy, generator, 3)
+
+
+def test_a_digest_sees_every_bit_and_place():
+    """A sum that is the same for other bytes, or another for the same. Breaks: no multipliers; even ones; no
+    first_row; no clone of a view."""
+    torch.manual_seed(0)
+    for shape, dtype in (((5, 7), torch.bfloat16), ((6, 4), torch.float32), ((9,), torch.bfloat16)):
+        weight = torch.randn(shape).to(dtype)
+        whole = digest(weight).item()
+        parts = digest(weight[:2].clone()) + digest(weight[2:].clone(), first_row=2)
+        assert digest(weight.clone()).item() == digest(weight[:]).item() == parts.item() == whole
+        found = {whole}
+        for place in range(weight.numel()):
+            for bit in range(8 * weight.element_size() - 1):
+                other = weight.clone()
+                other.view(-1).view({2: torch.int16, 4: torch.int32}[weight.element_size()])[place] ^= (
+                    1 << bit
+                )
+                found.add(digest(other).item())
+        assert len(found) == 1 + weight.numel() * (8 * weight.element_size() - 1)
+        assert digest(weight.flip(0)).item() not in found
+    large = torch.arange(3 * 2**22 + 1)  # of more words than there are multipliers
+    assert digest(large) == digest(large[:5].clone()) + digest(large[5:].clone(), first_row=5)
+    odd = torch.randn(9).to(torch.bfloat16)
+    assert digest(odd[1:].view(2, 4)) == digest(odd[1:].view(2, 4).clone())
+
+
+def deaf(weights):
+    """Says that all arrived, and keeps none of it."""
+    return [Receipt({name: digest(weight).item() for name, weight in weights}, [], [], [])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_engine_that_ignores_copies_is_caught_before_any_step(checkpoints, monkeypatch, dtype):
     """In bfloat16 one step moves the canary less than rounding does, so a dead sync would pass for hundreds.
 
-    Break: drop the rehearsal.
+    Break: drop the rehearsal; or FOLLOWS = 1.1.
     """
     policy = load_policy(checkpoints["llama"], CPU)
     before = [parameter.clone() for parameter in policy.parameters()]
     generator = generate.TransformersGenerator(checkpoints["llama"], dtype, CPU)
-    names = {name for name, _ in policy.named_parameters()}
-    monkeypatch.setattr(generator, "load_weights", lambda weights: (dict(weights).keys(), names))
-    with pytest.raises(SyncError, match="rehearsal"):
+    monkeypatch.setattr(generator, "load_weights", deaf)
+    with pytest.raises(SyncError, match="rehearsal of the sync at step 0: trainer and generator disagree"):
         sync(policy, generator, 0)
     monkeypatch.undo()
     policy = load_policy(checkpoints["llama"], CPU)
     sync(policy, generator, 0)
     for parameter, original in zip(policy.parameters(), before, strict=True):
         assert torch.equal(parameter, original)  # the rehearsal leaves no trace
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_the_canary_hardly_moves(tmp_path, monkeypatch, dtype):
+    """A correct run that is refused, for its model knows nothing: reversed, it gives the canary nearly the
+    same log-probs. Break: in sync(), a fixed tolerance for the first copies."""
+    path = make_checkpoint(tmp_path, "llama", initializer_range=0.02)
+    policy, generator = load_policy(path, CPU), generate.TransformersGenerator(path, dtype, CPU)
+    sync(policy, generator, 0)
+    assert generator.tolerance < TOLERANCE[torch.bfloat16] / 2
+    monkeypatch.setattr(generator, "load_weights", deaf)
+    generator.version = None
+    with pytest.raises(SyncError, match="rehearsal"):
+        sync(policy, generator, 0)
+
+
+def test_the_rehearsal_is_repeated_where_weights_are_repacked(pair, half, monkeypatch):
+    """A packed copy that is refreshed at the first copy alone. Break: no `due`."""
+    rehearsed = []
+    monkeypatch.setattr("sync.rehearse", lambda *args: rehearsed.append(args[2]) or rehearse(*args))
+    for policy, generator in (pair, half):
+        assert generator.repacks  # float32 matrices; in bfloat16 the head alone
+        generator.since_rehearsal = 0
+        for step in range(5):
+            sync(policy, generator, step, prove_every=2)
+    assert rehearsed == [f"rehearsal of the sync at step {step}" for step in (2, 4)] * 2
+    monkeypatch.setattr(generator, "repacks", False)
+    generator.since_rehearsal = 2
+    rehearsed.clear()
+    monkeypatch.setattr(generator, "load_weights", deaf)  # it repacks nothing, and holds these weights
+    sync(policy, generator, 9, prove_every=2)
+    assert rehearsed == []
 
 
 def test_a_nan_gap_is_a_failure(pair, monkeypatch):
