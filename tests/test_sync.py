@@ -207,6 +207,8 @@ def test_a_model_that_the_canary_hardly_moves(tmp_path, monkeypatch, dtype):
 
 def test_the_rehearsal_is_repeated_where_weights_are_repacked(pair, half, monkeypatch):
     """A packed copy that is refreshed at the first copy alone. Break: no `due`."""
+    for policy, generator in (pair, half):
+        sync(policy, generator, 0)
     rehearsed = []
     monkeypatch.setattr("sync.rehearse", lambda *args: rehearsed.append(args[2]) or rehearse(*args))
     for policy, generator in (pair, half):
