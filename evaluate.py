@@ -47,6 +47,7 @@ class Config:
     max_new_tokens: Count | None = HfArg(
         default=None, help="Default: what the model's context leaves, at most 2048."
     )
+    system_block: bool = HfArg(default=True, help="As in the train scripts.")
     seed: int = HfArg(default=0, help="Seed of the samples.")
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="vllm; or transformers, slow, where vLLM does not install."
@@ -116,7 +117,7 @@ def prepare(config: Config) -> tuple[str, Any, list[Prompt], Scorer | None, int,
         if file and Path(file).is_dir():
             raise ValueError(f"{flag} {file}: is a folder; name a file in it")
     path = checkpoint_path(config.model)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, config.system_block)
     prompts = load_prompts(config.data)[: config.limit]
     tokens, max_model_len = fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE)
     if prompts[0].task == "chat" and config.answers and not config.reward_model:
@@ -151,7 +152,8 @@ def measure(prepared: tuple, config: Config) -> tuple[dict[str, Any], list[dict]
         free, total = torch.cuda.mem_get_info()
         gpu_memory *= free / total
     with one_line_errors():
-        generator = load_generator(config.engine, path, dtype, device, max_model_len, memory=gpu_memory)
+        settings = {"memory": gpu_memory, "system_block": config.system_block}
+        generator = load_generator(config.engine, path, dtype, device, max_model_len, **settings)
     seeds = [request_seed(config.seed, "evaluate", prompt.id) for prompt in prompts]
     groups = generator.sample(prompts, n, config.temperature, config.top_p, max_new_tokens, seeds)
     generator.close()

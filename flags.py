@@ -160,6 +160,11 @@ class TrainFlags:
     max_new_tokens: Limits = HfArg(
         default=Limits("64"), help="A response is cut after so many tokens; by task: math=2048,chat=1024."
     )
+    system_block: bool = HfArg(
+        default=True,
+        help="False: prompts begin at the user's header, as in the paper, without the block that a chat "
+        "template puts before it; Llama 3.1's holds the date.",
+    )
     temperature: Positive = HfArg(default=1.0, help="Of sampling, and of every log-prob in training.")
     dtype: Literal["float32", "bfloat16"] | None = HfArg(
         default=None,
@@ -216,6 +221,8 @@ class TrainFlags:
         return {
             "memory": self.engine_memory,
             "sleeps": self.engine_sleep,
+            "can_sleep": self.eval_every < math.inf,
             "devices": self.generator_devices,
             "urls": self.generator_url,
+            "system_block": self.system_block,
         }

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from data import MixedIterator, Prompt
 from flags import Limits, TrainFlags
 from model import digest, digests, load_config, load_policy, load_tokenizer, token_logps
-from ranks import all_max, gather, rank
+from ranks import all_max, gather, rank, world_size
 from rewards import Scorer
 from serve import Receipt, Servers, engine_settings, in_background, load_in_worker
 
@@ -67,13 +67,24 @@ def request_seed(seed: int, step: int | str, prompt_id: str) -> int:
     return int.from_bytes(digest[:7], "big")  # the engine's seeds are signed 64-bit, and sample i adds i
 
 
+EARLIER = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+
+
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[list[int]]:
-    """Render each prompt's conversation by the chat template, as ids that end where a response begins."""
+    """Render each prompt's conversation by the chat template, as ids that end where a response begins.
+
+    With --system-block False they begin at the user's header: an earlier exchange, which the template sets
+    its system block before, is rendered with the prompt and cut off again.
+    """
+    render = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=False)
+    earlier = [] if getattr(tokenizer, "system_block", True) else EARLIER
+    before = render(earlier) if earlier else []
     encoded = []
     for prompt in tqdm(prompts, desc="encoding prompts", delay=3, leave=False):
-        ids = tokenizer.apply_chat_template(
-            prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        ids = render([*earlier, *prompt.messages], add_generation_prompt=True)
+        if ids[: len(before)] != before:
+            raise ValueError("--system-block False: this model's chat template renders no turn by itself")
+        ids = ids[len(before) :]
         if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
             raise ValueError(
                 f"prompt {prompt.id}: the chat template and the tokenizer both add the BOS token"
@@ -227,6 +238,9 @@ class Generator:
         """Name the weights that it holds: every rollout from now on carries this version."""
         self.version = step
 
+    def make_room(self) -> None:
+        """Leave the device's memory to another process until the next call, as far as that is possible."""
+
     def close(self) -> None:
         """Free the model's memory."""
         raise NotImplementedError
@@ -235,13 +249,19 @@ class Generator:
 class VLLMGenerator(Generator):
     """A vLLM engine in this process, on the trainer's device, so that weights go straight into it.
 
-    sleeps: on a GPU, leave its memory to the trainer while nothing is sampled.
+    sleeps: on a GPU, leave its memory to the trainer while nothing is sampled; can_sleep: at make_room().
     """
 
     most_masked = MOST_MASKED
 
     def __init__(
-        self, path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: float, sleeps: bool = False
+        self,
+        path: str,
+        dtype: torch.dtype,
+        max_model_len: int,
+        gpu_memory: float,
+        sleeps: bool = False,
+        can_sleep: bool = False,
     ):
         super().__init__(path, dtype)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported
@@ -261,7 +281,12 @@ class VLLMGenerator(Generator):
             torch._dynamo.config.disable = True
         release_memory()  # of an engine that an error left
         settings = engine_settings(path, dtype, max_model_len, gpu_memory)
-        self.llm = vllm.LLM(**settings, enable_sleep_mode=sleeps)
+        if on_gpu and world_size() > 1:
+            # It would gather over vLLM's world, which in this process is that of our ranks: engines would
+            # wait for each other.
+            settings["enable_flashinfer_autotune"] = False
+        self.can_sleep = sleeps or (can_sleep and on_gpu)
+        self.llm = vllm.LLM(**settings, enable_sleep_mode=self.can_sleep)
 
     def _wake(self):
         if self.asleep:
@@ -282,14 +307,18 @@ class VLLMGenerator(Generator):
         bar = partial(tqdm, delay=3, leave=False) if rank() == 0 else False
         outputs = self.llm.generate(requests, params, use_tqdm=bar)
         if self.sleeps:
-            # Level 1 keeps the weights, in host memory. Level 2 drops them: an engine that samples before the
-            # next sync would then write nonsense, without an error.
-            self.llm.sleep(level=1)
-            self.asleep = True
+            self.make_room()
         return [
             [(list(o.token_ids), _sampled_logps(o), o.finish_reason) for o in output.outputs]
             for output in outputs
         ]
+
+    def make_room(self) -> None:
+        if self.can_sleep and not self.asleep:
+            # Level 1 keeps the weights, in host memory. Level 2 drops them: an engine that samples before the
+            # next sync would then write nonsense, without an error.
+            self.llm.sleep(level=1)
+            self.asleep = True
 
     def score(self, ids: list[int]) -> list[list[float]]:
         self._wake()
@@ -462,21 +491,27 @@ def load_generator(
     *,
     memory: float = 0.4,
     sleeps: bool = False,
+    can_sleep: bool = False,
     devices: list[str] | tuple = (),
     urls: list[str] | tuple = (),
+    system_block: bool = True,
 ) -> Generator:
     """The generator that the flags name.
 
-    memory: share of the GPU that an engine in this process may take. sleeps: as for VLLMGenerator.
+    memory: share of the GPU that an engine in this process may take. sleeps, can_sleep: as for VLLMGenerator.
+    system_block: as for model.load_tokenizer.
     devices, urls: where vLLM servers are started, or run already (serve.py).
     """
-    if engine == "transformers":
-        return TransformersGenerator(path, dtype, device)
     context = load_config(path).get_text_config().max_position_embeddings
     max_model_len = min(max(max_model_len, LEAST_MODEL_LEN), context)
-    if devices or urls:
-        return ServedGenerator(path, dtype, max_model_len, list(devices), list(urls))
-    return VLLMGenerator(path, dtype, max_model_len, memory, sleeps)
+    if engine == "transformers":
+        generator = TransformersGenerator(path, dtype, device)
+    elif devices or urls:
+        generator = ServedGenerator(path, dtype, max_model_len, list(devices), list(urls))
+    else:
+        generator = VLLMGenerator(path, dtype, max_model_len, memory, sleeps, can_sleep)
+    generator.tokenizer.system_block = system_block
+    return generator
 
 
 class Window:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -150,6 +151,7 @@ class Life:
         if measured or done % config.save_every == 0 or last:
             checkpoint = export(self.policy, self.generator.tokenizer, self.run.directory, done)
             if measured:
+                self.generator.make_room()
                 validate(checkpoint, list(self.held_out), config)
 
     def close(self) -> None:
@@ -214,8 +216,9 @@ def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
 
     In a process of its own, from the export: the generator of a training run holds older weights. The best
     has the highest accuracy on problems, the highest length-normalized reward on requests. specs: of
-    data.load_held_out. A measurement that fails ends the run in one line; one that exists is not repeated.
-    Rank 0 measures; all ranks call this and wait for it.
+    data.load_held_out. One that exists is not repeated. One that fails, on a GPU that is too full, say, does
+    not end a healthy run: a line says so, and validation/STEP/missing.txt gives the command that makes up for
+    it. Rank 0 measures; all ranks call this and wait for it.
     """
     if rank() == 0:
         _validate(checkpoint, specs, config)
@@ -231,6 +234,7 @@ def _validate(checkpoint, specs, config):
         flags = {
             "model": checkpoint, "data": spec, "n": VALIDATION_SAMPLES, "engine": config.engine,
             "dtype": config.dtype, "max-new-tokens": config.max_new_tokens.of(task),
+            "system-block": config.system_block,
             "out": directory / "validation" / step / f"{task}-{number}.json",
         }  # fmt: skip
         if flags["out"].exists():
@@ -241,18 +245,25 @@ def _validate(checkpoint, specs, config):
         command = [sys.executable, evaluate.__file__, *words]
         # In a session of its own, so that Ctrl-C reaches the run alone, which stops after this measurement.
         if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
-            sys.exit(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; it is kept")
+            print(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; the run goes on")
+            flags["out"].parent.mkdir(parents=True, exist_ok=True)
+            with (flags["out"].parent / "missing.txt").open("a") as missing:
+                missing.write(f"{shlex.join(['python', 'evaluate.py', *words])}\n")
     for task in set(tasks):
-        point_to_best(directory, task, best_step(directory / "validation", task))
+        best = best_step(directory / "validation", task)
+        if best:
+            point_to_best(directory, task, best)
 
 
-def best_step(folder: Path, task: str) -> str:
-    """The step with the best mean over a task's held-out sets; folder: a run's validation/."""
+def best_step(folder: Path, task: str) -> str | None:
+    """The step with the best mean over a task's held-out sets; folder: a run's validation/. None without."""
     found = {
         step.name: [json.loads(path.read_text()) for path in step.glob(f"{task}-*.json")]
         for step in folder.iterdir()
     }
     most = max(map(len, found.values()))
+    if most == 0:
+        return None
     found = {step: several for step, several in found.items() if len(several) == most}  # measured in full
     key = {"math": "accuracy", "chat": "length_normalized_reward"}[task]
     if task == "chat" and min(one["reward"] for several in found.values() for one in several) <= 0:

@@ -70,12 +70,16 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> Pr
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer. ValueError in one line if it cannot format a conversation."""
+def load_tokenizer(path: str, system_block: bool = True) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. ValueError in one line if it cannot format a conversation.
+
+    system_block: whether prompts keep what the chat template puts before the first turn (encode_prompts).
+    """
     load_config(path)  # says what is wrong with the path, if anything is
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.chat_template is None:
         raise ValueError(f"--model {path}: no chat template; use an instruction-tuned checkpoint")
+    tokenizer.system_block = system_block
     return tokenizer
 
 

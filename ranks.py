@@ -42,6 +42,10 @@ def init_ranks() -> tuple[int, int, torch.device]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if on_gpu:
         torch.cuda.set_device(0)  # the only visible one; by default torch would take the LOCAL_RANK-th
+        # vLLM sets these two in a process that holds an engine. So do all ranks, and runs with servers, which
+        # then compute alike.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.set_float32_matmul_precision("highest")
     if dist.get_world_size() > 1:
         _gloo()  # creating a group is a collective, so do it where all ranks are
     if dist.get_rank() > 0:

@@ -32,6 +32,7 @@ class Config:
     samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
     max_new_tokens: Count | None = HfArg(default=None, help="Default: what the context leaves, at most 2048.")
     temperature: Positive = HfArg(default=1.0, help="Sampling temperature.")
+    system_block: bool = HfArg(default=True, help="As in the train scripts.")
     seed: int = HfArg(default=0, help="Seed of the samples.")
     engine: Literal["vllm", "transformers"] = HfArg(default="vllm", help="As in the train scripts.")
 
@@ -55,13 +56,15 @@ def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         check_engine(config.engine)
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model, config.system_block)
         prompts = load_prompts(config.data)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scorer = Scorer([prompts[0].task], config.reward_model, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    generator = load_generator(config.engine, config.model, dtype, device, max_model_len)
+    generator = load_generator(
+        config.engine, config.model, dtype, device, max_model_len, system_block=config.system_block
+    )
     seeds = [request_seed(config.seed, 0, prompt.id) for prompt in prompts]
     groups = generator.sample(
         prompts, config.samples_per_prompt, config.temperature, 1.0, max_new_tokens, seeds

@@ -182,7 +182,7 @@ def main(args: list[str] | None = None) -> None:
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
         device = prepare(config)  # joins the ranks, and checks what needs no model
         dtype = getattr(torch, config.dtype)
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model, config.system_block)
         sources = load_sources(config.data)  # [(prompts of one task, weight)]
         held_out = load_held_out(config.data, sources) if config.eval_every < math.inf else {}
         to_fit = [prompts for prompts, _ in sources] + list(held_out.values())

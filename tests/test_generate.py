@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_checkpoint
+from conftest import byte_tokenizer, make_checkpoint
 
 from data import Prompt
 from generate import Generator, VLLMGenerator, encode_prompts, keep_top_p, load_generator, request_seed
@@ -196,3 +196,29 @@ def test_an_engine_that_answers_otherwise_than_asked(checkpoints, prompts, answe
     odd.answer = answer
     with pytest.raises(RuntimeError, match=f"prompt p0: the engine .*{problem}"):
         odd.sample(prompts, 2, 1.0, 1.0, 8, [1, 50])
+
+
+LLAMA_31 = (  # the shape of Llama 3.1's template: a dated block first, whether or not there is a system turn
+    "{{ '<bos>' }}{{ '<head>system</head>\n\nToday Date: 26 Jul 2024\n\n<eot>' }}{% for m in messages %}"
+    "{{ '<head>' + m.role + '</head>\n\n' + m.content | trim + '<eot>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<head>assistant</head>\n\n' }}{% endif %}"
+)
+
+
+def test_prompts_without_the_system_block(prompts):
+    """A date in every prompt, which is another tomorrow; a header cut off with it. Breaks: no slice of ids; a
+    `before` that ends a turn later."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<bos>", "<head>", "</head>", "<eot>"]})
+    tokenizer.chat_template = LLAMA_31
+    (with_block, *_) = encode_prompts(tokenizer, prompts)
+    tokenizer.system_block = False
+    (without, *_) = encode_prompts(tokenizer, prompts)
+    turn = f"<head>user</head>\n\n{prompts[0].messages[0]['content']}<eot><head>assistant</head>\n\n"
+    assert without == tokenizer.encode(turn, add_special_tokens=False)
+    assert (
+        tokenizer.decode(with_block) == "<bos><head>system</head>\n\nToday Date: 26 Jul 2024\n\n<eot>" + turn
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ loop.length }}<eot>{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="--system-block False: this model's chat template"):
+        encode_prompts(tokenizer, prompts)
