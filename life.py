@@ -20,13 +20,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluate
+import plan
 from checkpoint import Checkpoints
 from data import Prompt, split_spec
 from flags import TrainFlags, one_line_errors, program
 from generate import Window, check_engine
 from metrics import of_run
 from model import choose_attention, full_weights
-from ranks import all_max, broadcast_from_first, init_ranks, meet, rank
+from ranks import all_max, broadcast_from_first, init_ranks, meet, rank, world_size
 from rewards import Scorer
 from run import Run, check_run_dir, check_same_run, full_disk_ends_run, point_to_best
 
@@ -49,6 +50,8 @@ def prepare(config: TrainFlags) -> torch.device:
     config.attention = choose_attention(config.attention, device, config.dtype)
     if config.compile is None:
         config.compile = on_gpu
+    if on_gpu:
+        print(plan.verdict(config, world_size(), torch.cuda.mem_get_info()[1] / plan.GB))
     return device
 
 

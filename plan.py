@@ -11,17 +11,19 @@ reaches (--mfu, --bandwidth-share) are assumptions: measure yours (the metrics t
 --generator-url.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.hf_argparser import HfArg
 
-from flags import TINY_MODEL, Count, Every, Positive, Share, one_line_errors, parse_flags
+from flags import TINY_MODEL, Count, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
 from model import LOGITS_AT_ONCE, blocks_of, checkpoint_activations, head_dim, load_config, meta_model
 
 GB = 1e9
+COMPILED_KEEPS = 0.62  # of what a layer keeps for backward, compiled: Llama, measured (results/bench_gpu)
 COPIES_OF_LOGITS = 5  # float32 tensors as large as a chunk of logits, at the peak of its backward (model.py)
 
 
@@ -40,6 +42,7 @@ class Config:
     max_new_tokens: Count = HfArg(default=2048, help="A response's largest length: the batch waits for it.")
     micro_batch_tokens: Count = HfArg(default=16384, help="As in the train scripts.")
     activation_checkpointing: bool = HfArg(default=False, help="As in the train scripts.")
+    compile: bool = HfArg(default=True, help="As in the train scripts, on a GPU.")
     dtype: Literal["float32", "bfloat16"] = HfArg(default="bfloat16", help="Of forwards, and of the engine.")
     device_gb: Positive = HfArg(default=141.0, help="Memory of a device; the default is an H200's, as below.")
     device_tflops: Positive = HfArg(default=989.0, help="Its peak in that dtype, dense.")
@@ -48,6 +51,9 @@ class Config:
     mfu: Share = HfArg(default=0.4, help="Share of the peak that training reaches.")
     bandwidth_share: Share = HfArg(default=0.6, help="Share of the bandwidth that decoding reaches.")
     engine_share: Share = HfArg(default=0.4, help="Share of a rank's device that its own engine takes.")
+    reward_model: str | None = HfArg(
+        default=None, help="A checkpoint that scores chat, sharded as the policy."
+    )
 
 
 def saved_for_backward(model: PreTrainedModel, tokens: int) -> int:
@@ -74,6 +80,16 @@ def saved_for_backward(model: PreTrainedModel, tokens: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+def saved_in_a_block(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes that one block keeps for backward, over so many tokens, when nothing is recomputed."""
+    plain, one = copy.deepcopy(model.config), []
+    for layers in (1, 2):
+        plain.get_text_config().num_hidden_layers = layers
+        plain.get_text_config().layer_types = None
+        one.append(saved_for_backward(meta_model(plain, model.dtype), tokens))
+    return one[1] - one[0]
+
+
 def count(model: PreTrainedModel) -> dict[str, int]:
     """Numbers of weights: {"all", "blocks", "a block", "head"}; a tied head is the embedding."""
     blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
@@ -86,26 +102,62 @@ def count(model: PreTrainedModel) -> dict[str, int]:
 
 
 def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> dict[str, float]:
-    """Bytes on each training rank, {what: bytes}, at the peak: in backward of a step's last micro-batch."""
-    size = getattr(torch, config.dtype).itemsize
+    """Bytes on each training rank, {what: bytes}, at the peak: in backward of a step's last micro-batch.
+
+    bfloat16 is a GPU's way (model.load_sharded): FSDP on one rank, too, and a reference in bfloat16.
+    """
+    size, on_gpu = getattr(torch, config.dtype).itemsize, config.dtype == "bfloat16"
     share = weights["all"] / config.ranks
     outside = weights["all"] - weights["blocks"]
-    chunk = min(LOGITS_AT_ONCE["cuda"], config.micro_batch_tokens * model.config.get_text_config().vocab_size)
+    kept = COMPILED_KEEPS if on_gpu and config.compile else 1.0
+    at_once = LOGITS_AT_ONCE["cuda" if on_gpu else "cpu"]
+    chunk = min(at_once, config.micro_batch_tokens * model.config.get_text_config().vocab_size)
     held = {
         "master weights (float32)": 4 * share,
         "gradients (float32)": 4 * share,
         "Adam's two moments (float32)": 8 * share,
-        "reference (float32)": 4 * share,
-        "activations of a micro-batch": saved_for_backward(model, config.micro_batch_tokens),
+        f"reference ({config.dtype})": size * share,
+        "activations of a micro-batch": kept * saved_for_backward(model, config.micro_batch_tokens),
         "logits, a chunk at a time": COPIES_OF_LOGITS * 4 * chunk,
     }
-    if config.ranks > 1:  # a block and the next one, the weights outside of blocks, and a block's gradient
+    if (
+        config.activation_checkpointing
+    ):  # one block at a time is computed again, and then kept like the others
+        held["a block, computed again"] = kept * saved_in_a_block(model, config.micro_batch_tokens)
+    if config.ranks > 1 or on_gpu:  # a block and the next, the weights outside of blocks, a block's gradient
         held["gathered weights"] = size * (2 * weights["a block"] + outside) + (size + 4) * weights["a block"]
-    elif config.dtype == "bfloat16":
-        held["bfloat16 copies (autocast)"] = 2 * weights["all"]
+    if config.reward_model:
+        shapes = meta_model(AutoConfig.from_pretrained(config.reward_model), torch.float32)
+        held["reward model"] = size * count(shapes)["all"] / config.ranks
     if not config.generators:
         held["engine"] = config.engine_share * config.device_gb * GB
     return held
+
+
+def verdict(flags: TrainFlags, ranks: int, device_gb: float) -> str:
+    """One line for the start of a run on GPUs: what each will hold, and what helps if that is too much."""
+    config = Config(
+        model=flags.model, ranks=ranks, generators=len(flags.generator_devices + flags.generator_url),
+        micro_batch_tokens=flags.micro_batch_tokens, dtype=flags.dtype, device_gb=device_gb,
+        activation_checkpointing=flags.activation_checkpointing, engine_share=flags.engine_memory,
+        reward_model=flags.reward_model, compile=flags.compile,
+    )  # fmt: skip
+    model = meta_model(load_config(config.model), getattr(torch, config.dtype))
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    held = memory(config, model, count(model))
+    training = sum(size for what, size in held.items() if what != "engine") / GB
+    engine = held.get("engine", 0) / GB
+    said = (
+        f"plan: {training + engine:.0f} GB of {device_gb:.0f} on each GPU, {engine:.0f} of them the engine's"
+    )
+    if training + engine < device_gb:
+        return f"{said}: fits"
+    if flags.engine_sleep and training < device_gb:
+        return f"{said}: fits while the engine sleeps"
+    remedies = ["--micro-batch-tokens", "--engine-memory", "more GPUs"]
+    remedies = ([] if flags.activation_checkpointing else ["--activation-checkpointing"]) + remedies
+    return f"{said}: does not fit; {', '.join(remedies[:-1])} or {remedies[-1]} would help"
 
 
 def forward_flops(
@@ -164,9 +216,7 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"--generators {config.generators}: 0 or more")
         if config.prompts_per_step % config.ranks:
             raise ValueError(f"--prompts-per-step {config.prompts_per_step}: not a multiple of --ranks")
-        # One rank in bfloat16 computes under autocast: what passes between its blocks stays float32.
-        between = torch.float32 if config.ranks == 1 else getattr(torch, config.dtype)
-        model = meta_model(load_config(config.model), between)
+        model = meta_model(load_config(config.model), getattr(torch, config.dtype))
     if config.activation_checkpointing:
         checkpoint_activations(model)
     weights = count(model)
