@@ -25,7 +25,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 
 from flags import TrainFlags
 from generate import Window
-from ranks import broadcast_from_first, meet, rank, world_size
+from ranks import broadcast_from_first, gather, meet, rank, world_size
 from rewards import Scorer
 from run import full_disk_ends_run, numbered, read_lines, write_lines
 from sync import sync
@@ -75,7 +75,12 @@ class Checkpoints:
         writer = HuggingFaceStorageWriter(str(partial), in_files(tensors), save_distributed=True)
         dcp.save(tensors, storage_writer=writer)
         counts = {**counts, "scorer": self.scorer.counts()}
+        written = set(gather(path.name for path in partial.iterdir()))  # as each rank sees the folder
         if rank() == 0:
+            if unseen := written - {path.name for path in partial.iterdir()}:
+                raise OSError(
+                    f"{partial}: other ranks wrote {len(unseen)} files there that rank 0 does not see"
+                )
             write_lines(partial / "rollouts.jsonl", rollouts)
             files = {path.name: path.stat().st_size for path in partial.iterdir()}
             state = {

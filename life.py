@@ -27,7 +27,7 @@ from flags import TrainFlags, one_line_errors, program
 from generate import Window, check_engine
 from metrics import of_run
 from model import choose_attention, full_weights
-from ranks import all_max, broadcast_from_first, init_ranks, meet, rank, world_size
+from ranks import all_max, all_sum, broadcast_from_first, init_ranks, meet, rank, world_size
 from rewards import Scorer
 from run import Run, check_run_dir, check_same_run, full_disk_ends_run, point_to_best
 
@@ -46,6 +46,7 @@ def prepare(config: TrainFlags) -> torch.device:
     if rank() == 0:
         check_run_dir(config)
         check_same_run(config)
+    check_shared(Path(config.run_dir))
     check_engine(config.engine, config.engine_sleep, config.generator_devices, config.generator_url)
     config.attention = choose_attention(config.attention, device, config.dtype)
     if config.compile is None:
@@ -53,6 +54,26 @@ def prepare(config: TrainFlags) -> torch.device:
     if on_gpu:
         print(plan.verdict(config, world_size(), torch.cuda.mem_get_info()[1] / plan.GB))
     return device
+
+
+def check_shared(directory: Path) -> None:
+    """ValueError in one line if not all ranks see what rank 0 writes in a run's directory. All ranks call it.
+
+    Each rank writes its part of a checkpoint there: on disks of their own it could not be resumed.
+    """
+    if world_size() == 1:
+        return
+    mark = directory / "seen-by-all-ranks"
+    if rank() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    meet()
+    blind = all_sum([not mark.exists()])
+    if rank() == 0:
+        mark.unlink()
+    if blind:
+        found = f"{blind:.0f} of {world_size()} ranks do not see what rank 0 writes there"
+        raise ValueError(f"--run-dir {directory}: {found}; name a folder that all machines share")
 
 
 class Life:

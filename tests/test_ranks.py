@@ -12,6 +12,7 @@ import torch
 from conftest import computed, torchrun, wait_for_step, write_program
 from transformers import AutoModelForCausalLM
 
+import life
 from ranks import launch, see_one_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,3 +181,14 @@ def test_a_killed_rank_ends_the_others(tmp_path):
     said = run.communicate(timeout=60)[1]
     assert run.returncode != 0 and "Signal 9 (SIGKILL)" in said
     assert not any(Path(f"/proc/{pid}/exe").exists() for pid in ranks)
+
+
+def test_a_run_dir_that_ranks_do_not_share(monkeypatch, tmp_path):
+    """Checkpoints of which each machine has a part, found out at the resume. Breaks: no meet() before the
+    look (not seen here); `not blind`; in Checkpoints.save, no look at the others' files."""
+    monkeypatch.setattr("life.world_size", lambda: 4)
+    life.check_shared(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    monkeypatch.setattr("life.all_sum", lambda values: sum(values) + 3)  # of the other three ranks
+    with pytest.raises(ValueError, match="3 of 4 ranks do not see what rank 0 writes there; name a folder"):
+        life.check_shared(tmp_path / "run")
