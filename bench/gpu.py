@@ -1,7 +1,7 @@
 """Measure one model on one GPU, as far as one process and one engine can: called by bench/gpu.sh.
 
     python bench/gpu.py --model models/smollm2 --parts engine sync mismatch steps
-    python bench/gpu.py --model random-1b --parts training
+    python bench/gpu.py --model random-1b --parts training sync
 
     engine     tokens a second of VLLMGenerator.sample beside bare llm.generate on the same ids and engine:
                with the same seeds and log-probs, and with vLLM's default sampling; in calls of 512 and of
@@ -26,12 +26,14 @@ import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
@@ -44,7 +46,14 @@ from bench import train_flops  # noqa: E402
 from data import Prompt, load_prompts  # noqa: E402
 from flags import Count, one_line_errors, parse_flags  # noqa: E402
 from generate import Generator, encode_prompts, load_generator, request_seed  # noqa: E402
-from model import autocast, full_weights, load_sharded, token_logps  # noqa: E402
+from model import (  # noqa: E402
+    autocast,
+    full_weights,
+    load_config,
+    load_sharded,
+    load_tokenizer,
+    token_logps,
+)
 from ranks import init_ranks  # noqa: E402
 from run import read_metrics, surroundings, write_json  # noqa: E402
 from sync import sync  # noqa: E402
@@ -55,7 +64,8 @@ MAX_MODEL_LEN = 512
 
 @dataclass
 class Config:
-    model: str = HfArg(default="models/smollm2", help="A checkpoint, or random-1b for the part training.")
+    model: str = HfArg(default="models/smollm2", help="A checkpoint, or random-1b.")
+    tokenizer: str = HfArg(default="models/smollm2", help="Whose tokenizer a random model's engine gets.")
     data: str = HfArg(default="models/one_digit.jsonl", help="Problems with answers.")
     parts: list[str] = HfArg(default_factory=lambda: ["engine"], help="In this order: see above.")
     part_s: Count = HfArg(default=180, help="Seconds that a part may take.")
@@ -98,13 +108,27 @@ class Bench:
         self.config, self.device = config, device
         self.prompts: list[Prompt] = load_prompts(config.data) if Path(config.data).exists() else []
         self.dtype = torch.bfloat16
-        self._engine, self.start_s = None, None
+        self._engine, self.start_s, self.folder = None, None, tempfile.TemporaryDirectory()
+
+    @cached_property
+    def path(self) -> str:
+        """The model's checkpoint; a random one, with a tokenizer and a head of its size, is written first."""
+        if self.config.model not in train_flops.RANDOM:
+            return self.config.model
+        shape, path = train_flops.RANDOM[self.config.model], f"{self.folder.name}/{self.config.model}"
+        smaller = LlamaConfig(
+            **{**shape.to_dict(), "vocab_size": load_config(self.config.tokenizer).vocab_size}
+        )
+        with torch.device(self.device):
+            AutoModelForCausalLM.from_config(smaller, dtype=self.dtype).save_pretrained(path)
+        load_tokenizer(self.config.tokenizer).save_pretrained(path)
+        return path
 
     def engine(self) -> Generator:
         if self._engine is None:
             self.start_s, self._engine = timed(
                 lambda: load_generator(
-                    "vllm", self.config.model, self.dtype, self.device, MAX_MODEL_LEN,
+                    "vllm", self.path, self.dtype, self.device, MAX_MODEL_LEN,
                     memory=self.config.engine_memory,
                 ),
                 self.device,
@@ -112,7 +136,7 @@ class Bench:
         return self._engine
 
     def policy(self, trained: bool = True):
-        return load_sharded(train_flops.flags(self.config.model, self.device), self.device, trained)
+        return load_sharded(train_flops.flags(self.path, self.device), self.device, trained)
 
     def some_prompts(self, count: int) -> list[Prompt]:
         return list(islice(cycle(self.prompts), count))
@@ -200,7 +224,7 @@ class Bench:
         groups = generator.sample(prompts, G, 1.0, 1.0, 8 if self.config.dry else 128, seeds)
         rollouts = [rollout for group in groups for rollout in group]
         lengths = [len(rollout.ids) for rollout in rollouts]
-        whole = load_sharded(train_flops.flags(self.config.model, self.device), self.device, trained=False)
+        whole = self.policy(trained=False)
         forwards = {
             "bfloat16 as trained": (policy, lambda: autocast(self.device, self.dtype)),
             "bfloat16 weights": (whole, lambda: autocast(self.device, torch.float32)),
@@ -231,7 +255,7 @@ class Bench:
         runs.insert(1, ("GRPO", train_grpo, 1, few))
         found = {}
         for name, script, s, steps in runs:
-            words = f"--model {self.config.model} --data {self.config.data} --dtype bfloat16 --steps {steps}"
+            words = f"--model {self.path} --data {self.config.data} --dtype bfloat16 --steps {steps}"
             words += f" --sync-every {s} --prompts-per-step {P} --samples-per-prompt {G} --lr 1e-6"
             words += f" --max-new-tokens {tokens} --ahead {max(10, min(s, steps))}"
             try:

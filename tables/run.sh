@@ -20,16 +20,19 @@
 #   OMP_NUM_THREADS  threads of each (1)
 #   RANKS            processes of each (1)
 #   DATA, N          problems to evaluate on (tiny@test), samples of each (10; 0 for no evaluation)
+#   EVALUATE         more flags of evaluate.py (none)
 #   CHAT, REWARD_MODEL  requests to answer, too, once each (none), and what scores the answers
 set -Eeuo pipefail # -E: the trap below holds in functions, too
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
+EVALUATE=${EVALUATE:-}
+# shellcheck disable=SC2086 # EVALUATE's words
 evaluate() { # a checkpoint, and the files to write without their endings
-  python evaluate.py --model "$1" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$2.json"
+  python evaluate.py --model "$1" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$2.json" $EVALUATE
   [ -n "${CHAT:-}" ] || return 0
   python evaluate.py --model "$1" --data "chat=$CHAT" --reward-model "$REWARD_MODEL" --n 1 \
-    --answers "$2.answers.jsonl" --out "$2.chat.json"
+    --answers "$2.answers.jsonl" --out "$2.chat.json" $EVALUATE
   [[ "$CHAT" != tiny@* ]] || python tiny/chat.py --truth "$2.answers.jsonl"
 }
 

@@ -11,12 +11,12 @@ case "${1:-laptop}" in
     CHAT_DPO="$CHAT chat=tiny --lr 1e-4" CHAT_GRPO="$CHAT chat=tiny --lr 4e-4" # by tables/sweep_chat.sh
     BOTH_DPO="$CHAT math=tiny:1 chat=tiny:1 --lr 1e-4"
     ;;
-  gpu) # one GPU: a real model on sums of one-digit numbers. Both are made by
+  gpu) # one GPU: a real model on sums of one-digit numbers, six runs side by side. Both are made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
-    AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct SEEDS="0 1 2" LONG=200 SHORT=100
-    MATH_DPO="--data models/one_digit.jsonl@train --lr 1e-5"
+    AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct SEEDS="0 1 2" LONG=100 SHORT=100
+    MATH_DPO="--data models/one_digit.jsonl@train --lr 1e-5 --engine-memory 0.08"
     DPO="--model $MODEL $MATH_DPO" GRPO=$DPO
-    export DATA=models/one_digit.jsonl@test JOBS=1 OMP_NUM_THREADS=8
+    export DATA=models/one_digit.jsonl@test JOBS=6 OMP_NUM_THREADS=2 EVALUATE="--engine-memory 0.08"
     CHAT_MODEL=$MODEL REWARD_MODEL=Skywork/Skywork-Reward-V2-Qwen3-0.6B
     REQUESTS=allenai/WildChat-1M@test CHAT="--model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 512"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --lr 1e-6" CHAT_DPO="$CHAT_GRPO --beta 0.01"
@@ -26,11 +26,11 @@ case "${1:-laptop}" in
   paper) # a node of eight large GPUs: the paper's Table 4
     AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct SEEDS="0 1 2" LONG=1000 SHORT=500
     FAMILY=Qwen/Qwen2.5-7B-Instruct
-    COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1"
+    COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1 --system-block False"
     MATH="$COMMON --data AI-MO/NuminaMath-CoT --prompts-per-step 64 --max-new-tokens 2048"
     MATH_DPO="$MATH --adam-eps 1e-4"
     DPO="--model $MODEL $MATH_DPO" GRPO="--model $MODEL $MATH"
-    export DATA=HuggingFaceH4/MATH-500@all N=50 JOBS=1 OMP_NUM_THREADS=8 RANKS=8
+    export DATA=HuggingFaceH4/MATH-500@all N=50 JOBS=1 OMP_NUM_THREADS=8 RANKS=8 EVALUATE="--system-block False"
     CHAT_MODEL=$MODEL REWARD_MODEL=Nexusflow/Athene-RM-8B
     REQUESTS=allenai/WildChat-1M@test
     CHAT="$COMMON --model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 1024"

@@ -7,10 +7,12 @@ source tables/scales.sh "$@"
 name=${AT}table1 out=results/${AT}table1
 {
   echo "$name/seed evaluate.py --model $MODEL"
-  for seed in $SEEDS; do
-    for s in inf 100 10 1; do
+  for s in inf 10 100 1; do # the ends of the gap first, for a machine that is lent
+    for seed in $SEEDS; do
       echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
     done
+  done
+  for seed in $SEEDS; do
     echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $LONG $GRPO"
   done
 } | bash tables/run.sh
