@@ -205,6 +205,10 @@ class TrainFlags:
     generator_url: list[str] = HfArg(
         default_factory=list, help="Generate on vLLM servers that run already: python serve.py starts one."
     )
+    generator_token_file: str | None = HfArg(
+        default=None,
+        help="Holds the token of those servers, one for all, unless the variable GENERATOR_TOKEN does.",
+    )
     ahead: Count = HfArg(default=10, help="Sample up to so many steps ahead, never past the next sync.")
     save_every: Every = HfArg(
         default=Every("inf"),
@@ -229,4 +233,5 @@ class TrainFlags:
             "devices": self.generator_devices,
             "urls": self.generator_url,
             "system_block": self.system_block,
+            "token_file": self.generator_token_file,
         }

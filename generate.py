@@ -358,10 +358,16 @@ class ServedGenerator(Generator):
     separate, most_masked = True, MOST_MASKED
 
     def __init__(
-        self, path: str, dtype: torch.dtype, max_model_len: int, devices: list[str], urls: list[str]
+        self,
+        path: str,
+        dtype: torch.dtype,
+        max_model_len: int,
+        devices: list[str],
+        urls: list[str],
+        token_file: str | None = None,
     ):
         super().__init__(path, dtype)
-        self.servers = Servers(path, dtype, max_model_len, devices, urls)
+        self.servers = Servers(path, dtype, max_model_len, devices, urls, token_file)
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         sampling = {"n": n, "temperature": temperature, "top_p": top_p, "logit_bias": self.never or None}
@@ -459,13 +465,19 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 
 def check_engine(
-    engine: str, sleeps: bool = False, devices: list[str] | tuple = (), urls: list[str] | tuple = ()
+    engine: str,
+    sleeps: bool = False,
+    devices: list[str] | tuple = (),
+    urls: list[str] | tuple = (),
+    token_file: str | None = None,
 ) -> None:
     """ValueError in one line if the flags of a script name no generator that can be had here."""
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--engine vllm: vLLM is not installed here; use --engine transformers")
     if devices and urls:
         raise ValueError("--generator-devices, --generator-url: servers to start or to use: not both")
+    if token_file and not urls:
+        raise ValueError(f"--generator-token-file {token_file}: of servers that run already: --generator-url")
     flag = "--generator-devices" if devices else "--generator-url"
     if (devices or urls) and engine != "vllm":
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
@@ -495,19 +507,21 @@ def load_generator(
     devices: list[str] | tuple = (),
     urls: list[str] | tuple = (),
     system_block: bool = True,
+    token_file: str | None = None,
 ) -> Generator:
     """The generator that the flags name.
 
     memory: share of the GPU that an engine in this process may take. sleeps, can_sleep: as for VLLMGenerator.
     system_block: as for model.load_tokenizer.
-    devices, urls: where vLLM servers are started, or run already (serve.py).
+    devices, urls: where vLLM servers are started, or run already (serve.py). token_file: holds the token of
+    the latter, unless the variable GENERATOR_TOKEN does.
     """
     context = load_config(path).get_text_config().max_position_embeddings
     max_model_len = min(max(max_model_len, LEAST_MODEL_LEN), context)
     if engine == "transformers":
         generator = TransformersGenerator(path, dtype, device)
     elif devices or urls:
-        generator = ServedGenerator(path, dtype, max_model_len, list(devices), list(urls))
+        generator = ServedGenerator(path, dtype, max_model_len, list(devices), list(urls), token_file)
     else:
         generator = VLLMGenerator(path, dtype, max_model_len, memory, sleeps, can_sleep)
     generator.tokenizer.system_block = system_block

@@ -47,7 +47,13 @@ def prepare(config: TrainFlags) -> torch.device:
         check_run_dir(config)
         check_same_run(config)
     check_shared(Path(config.run_dir))
-    check_engine(config.engine, config.engine_sleep, config.generator_devices, config.generator_url)
+    check_engine(
+        config.engine,
+        config.engine_sleep,
+        config.generator_devices,
+        config.generator_url,
+        config.generator_token_file,
+    )
     config.attention = choose_attention(config.attention, device, config.dtype)
     if config.compile is None:
         config.compile = on_gpu

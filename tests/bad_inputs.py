@@ -10,7 +10,7 @@ from pathlib import Path
 
 from run import write_text
 
-DPO, GRPO, EVALUATE = "train_dpo.py", "train_grpo.py", "evaluate.py"
+DPO, GRPO, EVALUATE, SERVE = "train_dpo.py", "train_grpo.py", "evaluate.py", "serve.py"
 SMALL = "--data tiny@validation --steps 6 --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32"
 SMALL += " --lr 1e-3 --sync-every 3 --save-every 2 --keep 3 --engine transformers"
 
@@ -121,6 +121,22 @@ REFUSED = [  # script, flags, what the line must say
         "--data {}/good.jsonl --prompts-per-step 1 --generator-url http://127.0.0.1:9",
         "--generator-url http://127.0.0.1:9: no server that takes weights (http://127.0.0.1:9 does not",
     ),
+    # Tokens that are not there, and a server that runs anybody's code. Breaks: no check of token_file in
+    # check_engine; no except in read_token; no re.fullmatch there; no look at LOOPBACK in server_token.
+    (DPO, "--generator-token-file {}/file", "--generator-token-file {}/file: of servers that run already"),
+    *(
+        (
+            DPO,
+            f"--data {{}}/good.jsonl --prompts-per-step 1 --generator-url http://127.0.0.1:9 "
+            f"--generator-token-file {file}",
+            f"--generator-token-file {file}: {problem}",
+        )
+        for file, problem in (("{}/none", "No such file"), ("{}/file", "holds no token"))
+    ),
+    *(
+        (SERVE, f"--host {host}", f"--host {host.split()[0]}: whoever reaches the server runs code on it")
+        for host in ("0.0.0.0", ":: --token-file {}/none")
+    ),
     # A run written over another, or half of it with one learning rate and half with another. Breaks: no look
     # inside the directory; put lr into run.FREE.
     (DPO, "--run-dir {}/file", "--run-dir {}/file: is a file"),
@@ -152,7 +168,7 @@ def words_of(script: str, flags: str, folder: Path) -> list[str]:
     """The words of a command. A train script that does not refuse it takes one step, in {}/new."""
     words = flags.replace("{}", str(folder)).split()
     for flag, value in {"--run-dir": f"{folder}/new", "--steps": "1"}.items():
-        words += [] if script == EVALUATE or flag in words else [flag, value]
+        words += [] if script in (EVALUATE, SERVE) or flag in words else [flag, value]
     return words
 
 

@@ -2,18 +2,31 @@
 written."""
 
 import json
+import os
 
 import pytest
 
 import evaluate
+import serve
 import train_dpo
 import train_grpo
 from data import load_prompts
 from rewards import MathVerifier, gradable
 from run import Run
-from tests.bad_inputs import DPO, EVALUATE, GRPO, REFUSED, SMALL, lines_of, snapshot, words_of, write_files
+from tests.bad_inputs import (
+    DPO,
+    EVALUATE,
+    GRPO,
+    REFUSED,
+    SERVE,
+    SMALL,
+    lines_of,
+    snapshot,
+    words_of,
+    write_files,
+)
 
-MAIN = {DPO: train_dpo.main, GRPO: train_grpo.main, EVALUATE: evaluate.main}
+MAIN = {DPO: train_dpo.main, GRPO: train_grpo.main, EVALUATE: evaluate.main, SERVE: serve.main}
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +39,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("script, flags, says", REFUSED, ids=[f"{script} {f}" for script, f, _ in REFUSED])
-def test_wrong_commands(script, flags, says, folder, capfd):
+def test_wrong_commands(script, flags, says, folder, capfd, monkeypatch):
     """A value that fails deep inside, a traceback, or a run that writes before it looks.
 
     Break: what bad_inputs.py says above each group of commands.
     """
+    monkeypatch.delenv(serve.TOKEN, raising=False)
+    monkeypatch.setattr(os, "execvpe", lambda *_: pytest.fail("this process would become a server"))
     before = snapshot(folder)
     with pytest.raises(SystemExit) as exit:
         MAIN[script](words_of(script, flags, folder))

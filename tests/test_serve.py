@@ -1,5 +1,6 @@
 """Generation on a vLLM server beside the trainer: a real one, on the CPU, started once for this file."""
 
+import asyncio
 import http.server
 import json
 import os
@@ -71,12 +72,15 @@ def test_a_server_samples_what_an_own_engine_does(server, policy, prompts):
 
 @pytest.mark.parametrize("script", [train_dpo, pytest.param(train_grpo, marks=pytest.mark.slow)])
 def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
-    """Steps sampled past a sync, or twice, because they are sampled while the trainer trains.
+    """Steps sampled past a sync, or twice, since they are sampled during training. A token on disk.
 
-    Breaks: config.ahead alone for `end`; range(step, end) for the steps to sample.
+    Breaks: config.ahead alone for `end`; range(step, end) for the steps to sample; before Run() in Life, put
+    the token into config.generator_token_file.
     """
-    rows = {}
-    for name, flags in (("own", ""), ("served", f"--generator-url {server.servers.urls[0]}")):
+    rows, token = {}, tmp_path / "token"
+    token.write_text(f"{server.servers.token}\n")
+    served = f"--generator-url {server.servers.urls[0]} --generator-token-file {token}"
+    for name, flags in (("own", ""), ("served", served)):
         script.main(f"{TRAIN} --run-dir {tmp_path / name} {flags}".split())
         rows[name] = read_metrics(tmp_path / name)
     for one, other in zip(rows["own"], rows["served"], strict=True):
@@ -84,6 +88,7 @@ def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
             expected = value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)
             assert key.endswith("_s") or other[key] == expected, key
     assert [row["staleness"] for row in rows["served"]] == [0, 1, 2, 0, 1, 2, 0]
+    assert server.servers.token not in (tmp_path / "served" / "config.json").read_text()
     for row in rows["own"]:  # one device: whoever generates does not train
         assert row["generate_s"] == pytest.approx(row["trainer_idle_s"], abs=0.1)
     for row in (*rows["own"], *rows["served"]):
@@ -123,7 +128,7 @@ def test_weights_that_do_not_arrive_are_caught(server, policy, monkeypatch):
 def test_a_server_says_which_weights_sampled(server, policy, prompts):
     """A server that somebody else's run gives weights to. Break: no comparison of versions."""
     sync(policy, server, 4)
-    serve.ask(server.servers.urls[0], "update_weight_version", {"new_version": "77"})
+    server.servers.ask(server.servers.urls[0], "update_weight_version", {"new_version": "77"})
     with pytest.raises(serve.ServerError, match="weights of step {'77'}, not of 4"):
         server.sample(prompts, 2, 1.0, 1.0, 4, [1, 2])
     server.stamp(4)
@@ -149,9 +154,11 @@ def test_source_lists_what_follows(policy):
 
 
 class Stranger(http.server.BaseHTTPRequestHandler):
-    """A server that is not vLLM, or, under /small, one whose flags are others."""
+    """A server that is not vLLM; under /raw, one whose flags are others; under /raw/locked, with a token."""
 
     def do_GET(self):  # noqa: N802
+        if "/locked" in self.path and self.headers["Authorization"] != "Bearer right":
+            return self.send_error(401)
         model = {"logprobs_mode": "raw_logprobs", "dtype": "torch.float32", "max_model_len": 4096}
         body = json.dumps({"vllm_config": {"model_config": model}}).encode()
         self.send_response(200 if self.path.startswith("/raw") else 404)
@@ -171,8 +178,9 @@ def stranger():
         listener.shutdown()
 
 
-def test_servers_that_cannot_be_used(server, stranger, tmp_path, capsys):
+def test_servers_that_cannot_be_used(server, stranger, tmp_path, capsys, monkeypatch):
     """A traceback, or log-probs of another distribution. Breaks: no except in _check; no comparison there."""
+    monkeypatch.setenv(serve.TOKEN, server.servers.token)
     for url, room, problem in (
         (f"http://127.0.0.1:{serve.free_port()}", 40, "does not answer"),
         (stranger, 40, "answers 404"),
@@ -185,6 +193,113 @@ def test_servers_that_cannot_be_used(server, stranger, tmp_path, capsys):
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert stop.value.code == 2 and f"--generator-url {url}: " in message and problem in message
         assert "start it by python serve.py" in message and not (tmp_path / "run").exists()
+
+
+def test_a_wrong_token_is_one_line(stranger, tmp_path, capsys, monkeypatch):
+    """A remedy that starts another server; a token that is not sent, or that one of ~/.netrc replaces.
+
+    Breaks: no except TokenError in _check; no "token_file" in generator_settings; headers= for auth= in ask.
+    """
+    (tmp_path / "netrc").write_text("default login me password mine\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv(serve.TOKEN, raising=False)
+    url = f"{stranger}/raw/locked"
+    for token, problem in (
+        ("wrong", "wants the token that it was started with"),
+        ("right", "its logprobs_mode"),
+    ):
+        (tmp_path / token).write_text(token)
+        with pytest.raises(SystemExit) as stop:
+            flags = f"--generator-url {url} --generator-token-file {tmp_path / token}"
+            train_dpo.main(f"{TRAIN} --run-dir {tmp_path / 'run'} {flags}".split())
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2 and f"--generator-url {url}: {problem}" in lines[-1]
+        told = [name in lines[-1] for name in (serve.TOKEN, "--generator-token-file", "start it by")]
+        assert told == ([True, True, False] if token == "wrong" else [False, False, True])
+    monkeypatch.setenv(serve.TOKEN, "right")
+    with pytest.raises(ValueError, match="its logprobs_mode"):
+        serve.Servers(PATH, torch.float32, 40, [], [url])
+
+
+def answer_of(scope, *headers):
+    """What Guard sends, and whether the app was called."""
+    sent, called = [], []
+
+    async def app(scope, receive, send):
+        called.append(True)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"method": "GET", "headers": list(headers), **scope}
+    asyncio.run(serve.Guard(app)(scope, None, send))
+    return sent, bool(called)
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        *({"type": "http", "path": path} for path in ("/v1/models", "/health/../v1", "//health", "/health/")),
+        *({"type": "http", "path": "/collective_rpc", "method": method} for method in ("POST", "OPTIONS")),
+        {"type": "http", "path": "/health", "method": "POST"},
+        {"type": "websocket", "path": "/v1/realtime"},
+        {"type": "websocket", "path": "/health"},
+    ],
+    ids=lambda scope: "-".join(scope.values()),
+)
+def test_what_a_server_guards(scope, monkeypatch):
+    """Anybody's code on the server, through a path, a method or a socket that takes no token.
+
+    Breaks: startswith("/health"), or strip("/"), for the comparison of paths; none of the type; none of the
+    method; guard "http" alone; `in` for compare_digest.
+    """
+    monkeypatch.setenv(serve.TOKEN, "right")
+    for given in (None, b"", b"Bearer ", b"Bearer wrong", b"Bearer righ", b"Bearer rightly", b"right"):
+        sent, called = answer_of(scope, *([(b"authorization", given)] if given is not None else []))
+        assert not called
+        if scope["type"] == "websocket":
+            assert [message["type"] for message in sent] == ["websocket.close"]
+        else:
+            assert [message.get("status") for message in sent] == [401, None]
+            assert sent[1]["body"].count(b"\n") == 1 and json.loads(sent[1]["body"])["error"]
+    assert answer_of(scope, (b"host", b"x"), (b"authorization", b"Bearer right")) == ([], True)
+
+
+def test_what_a_server_does_not_guard(monkeypatch):
+    """A server that never becomes healthy, or never starts. Breaks: no `or health`; no "lifespan"."""
+    monkeypatch.setenv(serve.TOKEN, "right")
+    assert answer_of({"type": "http", "path": "/health"}) == ([], True)
+    assert answer_of({"type": "lifespan"}) == ([], True)
+
+
+def test_a_running_server_is_guarded(server):
+    """A guard that vLLM does not call, and a token that `ps` shows. Break: no "middleware" in command()."""
+    (url,), token = server.servers.urls, server.servers.token
+    for path, method in (("server_info?config_format=json", "GET"), ("collective_rpc", "POST")):
+        with pytest.raises(serve.TokenError, match="401"):
+            serve.ask(url, path, method=method)
+    assert serve.healthy(url) and len(token) > 40
+    process = psutil.Process(server.servers.processes[0].pid)
+    assert not [p for p in (process, *process.children(recursive=True)) if token in " ".join(p.cmdline())]
+
+
+def test_a_server_makes_its_token(tmp_path, monkeypatch, capsys):
+    """A token that other users read, from its file, the log or `ps`; or a second that locks the trainer out.
+
+    Breaks: no opener; print the token; no `if not file.exists()`; no TOKEN in main's env.
+    """
+    started, file = [], tmp_path / "new" / "token"
+    monkeypatch.delenv(serve.TOKEN, raising=False)
+    monkeypatch.setattr(os, "execvpe", lambda program, line, env: started.append((line, env)))
+    for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0"):  # the last with a file that is there
+        serve.main(["--host", host, "--token-file", str(file)])
+    token, said = file.read_text().strip(), capsys.readouterr().out
+    assert file.stat().st_mode & 0o777 == 0o600 and len(token) > 40
+    assert token not in said and said.count(f"--generator-token-file {file}\n") == 4
+    assert all(env[serve.TOKEN] == token and token not in " ".join(line) for line, env in started)
+    monkeypatch.setenv(serve.TOKEN, "given")  # goes first
+    serve.main(["--host", "0.0.0.0", "--token-file", str(file)])
+    assert started[-1][1][serve.TOKEN] == "given" and len(started) == 5
 
 
 @pytest.mark.parametrize(
@@ -252,6 +367,7 @@ def test_a_dead_server_does_not_keep_the_others_from_being_closed():
     """An engine that keeps its GPU after the run. Break: no suppress(ServerError)."""
     servers = serve.Servers.__new__(serve.Servers)
     ended = []
+    servers.ask = serve.ask
     servers.transfer = SimpleNamespace(shutdown=lambda: ended.append("transfer"))
     servers.urls = [f"http://127.0.0.1:{serve.free_port()}"]
     process = subprocess.Popen(["sleep", "100"], start_new_session=True)
