@@ -33,6 +33,7 @@ from bench.kills import same, wait_for_step  # noqa: E402
 from flags import parse_flags  # noqa: E402
 from ranks import launch  # noqa: E402
 from run import surroundings, write_json, write_text  # noqa: E402
+from serve import TOKEN  # noqa: E402
 from tests.bad_inputs import DPO, REFUSED, SMALL, lines_of, snapshot, words_of, write_files  # noqa: E402
 
 STOPPED = {  # what is wrong: the fault, in Python, flags, and what the last error must say
@@ -121,7 +122,8 @@ def last_line(said: str) -> str:
 def refuse(script: str, flags: str, says: str, folder: Path) -> dict[str, Any]:
     """One of REFUSED."""
     before = snapshot(folder)
-    status, _, said = python(script, *words_of(script, flags, folder))
+    env = {name: value for name, value in os.environ.items() if name != TOKEN}
+    status, _, said = python(script, *words_of(script, flags, folder), env=env)
     changed, lines = snapshot(folder) != before, lines_of(said)
     as_said = len(lines) == 1 and says.replace("{}", str(folder)) in lines[0]
     return {

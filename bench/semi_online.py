@@ -12,6 +12,7 @@ What to expect, g the seconds to sample a step's responses, t to score and train
 """
 
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
 from flags import Count, parse_flags  # noqa: E402
 from run import read_metrics, surroundings, write_json  # noqa: E402
-from serve import free_port, healthy  # noqa: E402
+from serve import TOKEN, free_port, healthy  # noqa: E402
 
 DIALS = (1, 10, 100)
 SETTINGS = {  # name: flags of train_grpo.py, and the server's context
@@ -82,6 +83,7 @@ def run_once(folder: Path, flags: str, pinned: bool) -> dict[str, float]:
 
 def main(args: list[str] | None = None) -> None:
     config, table = parse_flags(Config, args), []
+    os.environ[TOKEN] = secrets.token_urlsafe()  # of the servers and the trainers, which inherit it
     for name, (flags, context) in SETTINGS.items():
         if config.only not in (None, name):
             continue
