@@ -117,7 +117,7 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
         "gradients (float32)": 4 * share,
         "Adam's two moments (float32)": 8 * share,
         f"reference ({config.dtype})": size * share,
-        "activations of a micro-batch": kept * saved_for_backward(model, config.micro_batch_tokens),
+        "activations of a micro-batch": saved_for_backward(model, config.micro_batch_tokens),
         "logits, a chunk at a time": COPIES_OF_LOGITS * 4 * chunk,
     }
     if (
