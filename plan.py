@@ -120,10 +120,10 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
         "activations of a micro-batch": saved_for_backward(model, config.micro_batch_tokens),
         "logits, a chunk at a time": COPIES_OF_LOGITS * 4 * chunk,
     }
-    if (
-        config.activation_checkpointing
-    ):  # one block at a time is computed again, and then kept like the others
+    if config.activation_checkpointing:  # of all blocks their inputs, and one at a time is computed again
         held["a block, computed again"] = kept * saved_in_a_block(model, config.micro_batch_tokens)
+    else:
+        held["activations of a micro-batch"] *= kept
     if config.ranks > 1 or on_gpu:  # a block and the next, the weights outside of blocks, a block's gradient
         held["gathered weights"] = size * (2 * weights["a block"] + outside) + (size + 4) * weights["a block"]
     if config.reward_model:
