@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -222,12 +222,14 @@ class Servers:
             for c in choices
         ]
 
-    def _wait(self, future):
-        """The result of a request. ServerError if a server dies meanwhile."""
+    def _wait(self, future, client=None):
+        """The result of a future. ServerError if meanwhile a server dies, or refuses what `client` asks."""
         while True:
             try:
                 return future.result(timeout=LOOK_S)
             except NotYet:
+                if client is not None:
+                    client.raise_refusals()
                 for url in self.urls:
                     if not healthy(url, self.token):
                         raise ServerError(f"{url} has died") from None
@@ -269,11 +271,17 @@ class Servers:
             remote = [url for url in self.urls if urlsplit(url).hostname not in LOOPBACK]
             address = seen_from((remote or self.urls)[0])  # one that all servers can reach
             group = NCCLTrainerInitInfo(address, free_port(), 1 + sum(client.sizes), rank=0)
-            self.transfer = NCCLTrainerWeightTransferEngine.trainer_init(group, client=client, source=source)
+            init = partial(NCCLTrainerWeightTransferEngine.trainer_init, client=client, source=source)
+            self.transfer = self._wait(in_background(init, group), client)
         self.transfer.source.weights = weights
         self._ask_engines("record_weights")
         torch.cuda.synchronize()  # the transfer's own streams do not wait for the optimizer's
-        self._wait(in_background(self.transfer.send_weights))
+        try:
+            self._wait(in_background(self.transfer.send_weights), self.transfer.client)
+        except Exception:
+            broken, self.transfer = self.transfer, None
+            broken.shutdown()  # aborts the broadcast, which may wait for a dead server; takes 5 s at most
+            raise
         return [Receipt(**found) for found in self._ask_engines("receipt")]
 
     def _send_by_files(self, weights):
@@ -308,9 +316,10 @@ class Servers:
                     self.ask(url, "shutdown_weight_transfer_engine", timeout=LOOK_S)
         for process in processes:
             process.terminate()
+        deadline = time.monotonic() + 60  # for all of them
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=60)
+                process.wait(timeout=max(0, deadline - time.monotonic()))
             with suppress(ProcessLookupError):  # the engine of a server that was killed may live on
                 os.killpg(process.pid, signal.SIGKILL)
         if transfer is not None:
@@ -457,28 +466,48 @@ class Source:
 
 
 class TransferClient:
-    """Present several servers to vLLM's transfer as one; each is asked in its own thread, by `ask`."""
+    """Present several servers to vLLM's transfer as one; each is asked, by `ask`, in its own daemon thread.
+
+    A server answers two of these requests only after NCCL has met it. vLLM waits for them in a thread that
+    Python joins at exit, so a server that never answers would keep the program from ending. Therefore they
+    return at once here, and the next call waits for the answers.
+    """
 
     def __init__(self, urls: list[str], ask: Callable):
-        self.urls, self.ask, self.pool = urls, ask, ThreadPoolExecutor(len(urls))
+        self.urls, self.ask, self.requests = urls, ask, []  # the futures of the last requests
         self.sizes = [ask(url, "get_world_size", method="GET")["world_size"] for url in urls]
 
-    def _each(self, what, bodies):
-        list(self.pool.map(self.ask, self.urls, [what] * len(self.urls), bodies))
+    def _ask(self, what, bodies):
+        each = zip(self.urls, bodies, strict=True)
+        self.requests = [in_background(self.ask, url, what, body) for url, body in each]
+
+    def _answers(self):
+        for request in self.requests:
+            request.result()
+
+    def raise_refusals(self) -> None:
+        """ServerError if a server has answered the last request by an error."""
+        for request in self.requests:
+            if request.done():
+                request.result()
 
     def init_weight_transfer_engine(self, init_info: dict) -> None:
         starts = [1 + sum(self.sizes[:i]) for i in range(len(self.urls))]  # rank 0 of the group sends
         bodies = [{"init_info": {**init_info, "rank_offset": start}} for start in starts]
-        self._each("init_weight_transfer_engine", bodies)
+        self._ask("init_weight_transfer_engine", bodies)  # does not wait
 
     def start_weight_update(self) -> None:
-        self._each("start_weight_update", [None] * len(self.urls))
+        self._answers()
+        self._ask("start_weight_update", [None] * len(self.urls))
+        self._answers()
 
     def update_weights(self, update_info: dict) -> None:
-        self._each("update_weights", [{"update_info": update_info}] * len(self.urls))
+        self._ask("update_weights", [{"update_info": update_info}] * len(self.urls))  # does not wait
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._each("finish_weight_update", [None] * len(self.urls))
+        self._answers()
+        self._ask("finish_weight_update", [None] * len(self.urls))
+        self._answers()
 
 
 class Recorder:
