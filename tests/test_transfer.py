@@ -81,7 +81,8 @@ def servers_at(path, *urls):
     """A Servers for servers that nobody has started."""
     servers = serve.Servers.__new__(serve.Servers)
     servers.path, servers.dtype, servers.urls = path, torch.bfloat16, list(urls)
-    servers.transfer, servers.processes = None, []
+    servers.transfer, servers.processes, servers.token = None, [], None
+    servers.ask = lambda *arguments, **named: serve.ask(*arguments, **named)  # as patched
     return servers
 
 
@@ -113,7 +114,7 @@ def pair(request, checkpoints, monkeypatch):
     )
     fake_gpu(monkeypatch, Nccl)
     monkeypatch.setattr(serve, "LOOK_S", 0.2)
-    monkeypatch.setattr(serve, "healthy", lambda url: True)
+    monkeypatch.setattr(serve, "healthy", lambda url, token: True)
     monkeypatch.setattr(serve, "ask", partial(answer, worker))
     servers, receipts = servers_at(path, URL), []
 
@@ -158,8 +159,7 @@ def test_ranks_of_several_servers_follow_each_other(monkeypatch):
         asked[url] = body
         return {"world_size": len(url)}
 
-    monkeypatch.setattr(serve, "ask", ask)
-    client = serve.TransferClient(["abc", "de", "f"])
+    client = serve.TransferClient(["abc", "de", "f"], ask)
     client.init_weight_transfer_engine({"world_size": 7})
     client.start_weight_update()  # waits for the answers
     assert asked == {"abc": None, "de": None, "f": None}
@@ -181,7 +181,7 @@ def failing_servers(patch, path, where, refuses):
 
     fake_gpu(patch, HangingNccl)
     patch.setattr(serve, "LOOK_S", 0.2)
-    patch.setattr(serve, "healthy", lambda url: refuses)
+    patch.setattr(serve, "healthy", lambda url, token: refuses)
     patch.setattr(serve, "ask", ask)
     return servers_at(path, URL)
 
@@ -218,6 +218,7 @@ servers._send_by_nccl(full_weights(load_policy("tiny/llama"), torch.bfloat16))
 """
 
 
+@pytest.mark.slow
 def test_a_program_whose_server_died_in_a_transfer_ends(tmp_path):
     """An error that is shown, and a program that still waits at its exit, in a thread of vLLM's that asks the
     server. Break: wait for the answers in update_weights."""
