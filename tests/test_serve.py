@@ -110,7 +110,7 @@ def test_a_server_masks_what_no_text_contains(server, policy, prompts, monkeypat
 
 
 def test_weights_that_do_not_arrive_are_caught(server, policy, monkeypatch):
-    """Online training that is offline, one machine further away. Break: no digests in the server's receipt."""
+    """Online training that is offline, one machine further away. Break: no digests in a server's receipt."""
     sync(policy, server, 0)
     old = dict(next(serve.buckets(policy.state_dict().items(), 2**30)))
     stale = {name: weight.clone() for name, weight in old.items()}
