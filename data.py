@@ -19,12 +19,14 @@ import math
 import os
 import random
 import re
+import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -36,6 +38,8 @@ HELD_OUT = {"math": 1980, "chat": 470}  # prompts in validation, and as many in 
 
 # owner/name, with a dot only before a digit (NuminaMath-1.5): data/typo.txt is a mistake, not a Hub name.
 HUB_NAME = re.compile(r"[\w-]+/[\w-]+(\.\d[\w-]*)*(:[\w.-]+)?")
+
+CACHED_FROM = 5000  # prompts: what is computed of fewer is not kept on disk, since it takes seconds at most
 
 # The user turn (the paper's figure 4). Whether its three parts are one or two line breaks apart cannot be
 # read in our copy: one is a departure that may be none.
@@ -323,6 +327,46 @@ def is_english(text: str) -> bool:
     words = Counter(re.findall(r"[^\W\d_]+", text.lower()))
     english, foreign = (sum(words[word] for word in known.split()) for known in (ENGLISH, FOREIGN))
     return english >= foreign
+
+
+def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[], Any]) -> Any:
+    """What compute() returns, a JSON value; read from disk if it was computed of the same content before.
+
+    It depends on `items` (messages, or golds) and on rest(), lists of JSON values, and on nothing else: a
+    hash of these and `what` name its file in ~/.cache/semi-online (or $XDG_CACHE_HOME). A broken file is not
+    trusted. SEMI_ONLINE_CACHE=off computes always.
+    """
+    if len(items) < CACHED_FROM or os.environ.get("SEMI_ONLINE_CACHE") == "off":
+        return compute()
+    content = hashlib.sha256()
+    for part in chain(rest(), items):
+        content.update(json.dumps(part).encode() + b"\n")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "semi-online"
+    path = folder / f"{what}-{content.hexdigest()[:32]}.json"
+    try:
+        stored = json.loads(path.read_text())
+        if stored["sha256"] == checksum(stored["value"]):
+            return stored["value"]
+        print(f"data: {path} is broken (its checksum is another); computed again")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"data: {path} is broken ({type(error).__name__}); computed again")
+    value = compute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as partial:  # two runs may write the same at a time
+            new = Path(partial) / path.name
+            new.write_text(json.dumps({"sha256": checksum(value), "value": value}))
+            new.replace(path)
+    except OSError as error:
+        print(f"data: {path} cannot be written ({error.strerror}); the next start computes it again")
+    return value
+
+
+def checksum(value: Any) -> str:
+    """A hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def prompt_id(text: str) -> str:

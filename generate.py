@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,14 +24,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from data import MixedIterator, Prompt
+from data import MixedIterator, Prompt, cached
 from flags import Limits, TrainFlags
-from model import digest, digests, load_config, load_policy, load_tokenizer, token_logps
+from model import digest, digests, load_config, load_policy, load_tokenizer, token_logps, tokenizer_content
 from ranks import all_max, gather, rank, world_size
 from rewards import Scorer
 from serve import Receipt, Servers, engine_settings, in_background, load_in_worker
 
 MOST_MASKED = 1024  # ids of a request, in vLLM 0.32's model runner for GPUs
+ENCODED_AT_ONCE = 1000  # prompts: a tokenizer keeps some 20 KB of each until the call ends
 LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
 
 
@@ -76,21 +77,46 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) ->
     With --system-block False they begin at the user's header: an earlier exchange, which the template sets
     its system block before, is rendered with the prompt and cut off again.
     """
+    return list(encode_each(tokenizer, prompts))
+
+
+def encode_each(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> Iterator[list[int]]:
+    """encode_prompts() one by one: the ids of all prompts of a large data set would fill the memory."""
     render = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=False)
     earlier = [] if getattr(tokenizer, "system_block", True) else EARLIER
     before = render(earlier) if earlier else []
-    encoded = []
-    for prompt in tqdm(prompts, desc="encoding prompts", delay=3, leave=False):
-        ids = render([*earlier, *prompt.messages], add_generation_prompt=True)
-        if ids[: len(before)] != before:
-            raise ValueError("--system-block False: this model's chat template renders no turn by itself")
-        ids = ids[len(before) :]
-        if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
-            raise ValueError(
-                f"prompt {prompt.id}: the chat template and the tokenizer both add the BOS token"
-            )
-        encoded.append(ids)
-    return encoded
+    with tqdm(total=len(prompts), desc="encoding prompts", delay=3, leave=False) as bar:
+        for start in range(0, len(prompts), ENCODED_AT_ONCE):
+            some = prompts[start : start + ENCODED_AT_ONCE]
+            encoded = render([[*earlier, *p.messages] for p in some], add_generation_prompt=True)
+            for prompt, ids in zip(some, encoded, strict=True):
+                if ids[: len(before)] != before:
+                    raise ValueError("--system-block False: this model's chat template renders no turn by itself")
+                ids = ids[len(before) :]
+                if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+                    raise ValueError(
+                        f"prompt {prompt.id}: the chat template and the tokenizer both add the BOS token"
+                    )
+                yield ids
+            bar.update(len(some))
+
+
+def longest_prompt(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> tuple[int, int]:
+    """(tokens, index) of the longest prompt, the first of several.
+
+    All ranks call it together; each encodes a share.
+    """
+    first, ranks = rank(), world_size()
+    mine = prompts[first::ranks]
+    lengths = cached(
+        "prompt-lengths",
+        [prompt.messages for prompt in mine],
+        lambda: tokenizer_content(tokenizer),
+        lambda: [len(ids) for ids in encode_each(tokenizer, mine)],
+    )
+    longest = all_max(lengths)
+    places = [first + i * ranks for i, length in enumerate(lengths) if length == longest]
+    return int(longest), -int(all_max([-place for place in places]))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, rollouts: list[Rollout]) -> list[str]:
@@ -108,13 +134,13 @@ def fit_context(
     """Tokens for a response, and for the longest prompt with it: (max_new_tokens, max_model_len).
 
     max_new_tokens=None takes what the model's context leaves after the longest prompt, up to at_most.
-    ValueError in one line if the context cannot hold both.
+    ValueError in one line if the context cannot hold both. All ranks call it together.
     """
-    lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
-    longest, context = max(lengths), load_config(path).get_text_config().max_position_embeddings
+    longest, index = longest_prompt(tokenizer, prompts)
+    context = load_config(path).get_text_config().max_position_embeddings
     left = context - longest
     if left < 1:
-        text = prompts[lengths.index(longest)].messages[-1]["content"][:60]
+        text = prompts[index].messages[-1]["content"][:60]
         raise ValueError(f"--data: a prompt has {longest} tokens, {path} a context of {context}: {text!r}...")
     tokens = min(left, at_most) if max_new_tokens is None else max_new_tokens
     if not 1 <= tokens <= left:

@@ -1,17 +1,22 @@
 """The policy, a Hugging Face causal language model: load, shard, and compute per-token log-probs."""
 
 import ctypes
+import hashlib
 import inspect
 import math
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import tokenizers
 import torch
 import torch.distributed as dist
+import transformers
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -81,6 +86,18 @@ def load_tokenizer(path: str, system_block: bool = True) -> PreTrainedTokenizerB
         raise ValueError(f"--model {path}: no chat template; use an instruction-tuned checkpoint")
     tokenizer.system_block = system_block
     return tokenizer
+
+
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """All that the ids of a conversation depend on beside its text: two tokenizers with equal lists agree."""
+    content = [transformers.__version__, tokenizers.__version__]
+    if "strftime_now" in str(tokenizer.chat_template):
+        content.append(time.strftime("%Y-%m-%d"))  # the template writes the date
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)  # with the chat template
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content += [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
+    return content
 
 
 def load_policy(

@@ -8,6 +8,7 @@ The grader (`math_reward`, `MathVerifier`) is in grader/; its names can be impor
 
 import os
 from collections.abc import Collection
+from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
@@ -30,10 +31,10 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from batch import micro_batches
-from data import Prompt
-from grader import MathVerifier, math_reward
+from data import Prompt, cached
+from grader import MathVerifier, grade, math_reward
 from model import shard
-from ranks import all_mean, all_sum, broadcast_from_first, pad_to_same_count
+from ranks import all_mean, all_sum, broadcast_from_first, gather, pad_to_same_count, rank, world_size
 
 __all__ = ["MathVerifier", "RewardModel", "Scorer", "gradable", "math_reward"]
 
@@ -312,9 +313,13 @@ def gradable(prompts: list[Prompt], verifier: MathVerifier, fate: str = "are lef
     """The prompts whose gold answer Math-Verify can parse; prints how many it cannot, and the first of them.
 
     `fate` ends the printed line: it says what happens to the others. ValueError in one line if none is left.
+    All ranks call it; each checks a share.
     """
-    # Rank 0 decides for all: a worker that dies or is late on another rank would leave it other prompts.
-    bad = set(broadcast_from_first(lambda: verifier.unparsable([prompt.answer for prompt in prompts])))
+    first, ranks = rank(), world_size()
+    golds = [prompt.answer for prompt in prompts[first::ranks]]
+    mine = cached("bad-golds", golds, lambda: grader_content(verifier), lambda: verifier.unparsable(golds))
+    found = gather(first + i * ranks for i in mine)
+    bad = set(broadcast_from_first(lambda: found))  # all ranks leave out the same
     if bad:
         found = f"Math-Verify cannot parse {len(bad)} of {len(prompts)} gold answers"
         found += f", the first is {prompts[min(bad)].answer!r}"
@@ -322,3 +327,9 @@ def gradable(prompts: list[Prompt], verifier: MathVerifier, fate: str = "are lef
             raise ValueError(f"--data: {found}; write them as numbers or LaTeX")
         print(f"rewards: {found}; these problems {fate}")
     return [prompt for index, prompt in enumerate(prompts) if index not in bad]
+
+
+def grader_content(verifier: MathVerifier) -> list:
+    """All that decides which golds Math-Verify can parse, beside the golds."""
+    packages = ["math-verify", "latex2sympy2-extended", "sympy"]
+    return [*map(version, packages), Path(grade.__file__).read_text(), verifier.timeout_s]

@@ -116,10 +116,17 @@ class MathVerifier:
         return [reward for reward, _ in graded]
 
     def unparsable(self, golds: list[str]) -> list[int]:
-        """Indices of the golds that Math-Verify cannot parse. Every response to them would score 0.0."""
+        """Indices of the golds that Math-Verify cannot parse. Every response to them would score 0.0.
+
+        One that a worker does not survive is tried twice: the result is kept (rewards.gradable), and the
+        machine may just have been busy.
+        """
         unique = list(dict.fromkeys(golds))  # a large data set repeats golds: half of them are small numbers
         replies, _ = self._submit("usable", [(gold,) for gold in unique]).result()
-        bad = {gold for gold, reply in zip(unique, replies, strict=True) if reply is not True}
+        bad = {gold for gold, reply in zip(unique, replies, strict=True) if reply is False}
+        again = [gold for gold, reply in zip(unique, replies, strict=True) if not isinstance(reply, bool)]
+        replies, _ = self._submit("usable", [(gold,) for gold in again]).result()
+        bad |= {gold for gold, reply in zip(again, replies, strict=True) if reply is not True}
         return [index for index, gold in enumerate(golds) if gold in bad]
 
     def _submit(self, function, items):
