@@ -3,33 +3,45 @@
     python evaluate.py --model runs/dpo --data tiny@test --n 50
     python evaluate.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data math500.jsonl --n 50 --out seed.json
     python evaluate.py --model runs/chat --data chat=tiny@test --reward-model tiny/reward --n 1 --answers F
+    python evaluate.py --model runs/dpo/export/* --out 'runs/dpo/eval/{}.json'
 
+Several checkpoints of one architecture and tokenizer share an engine: the weights of each are loaded into it.
 Sampling follows the paper (section 6): N = 50 samples per prompt at temperature 0.6 and top-p 0.9.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from data import Prompt, load_prompts
 from flags import Count, Positive, Share, one_line_errors, parse_flags
-from generate import check_engine, fit_context, load_generator, request_seed
-from model import load_tokenizer
+from generate import Generator, Rollout, check_engine, fit_context, load_generator, request_seed
+from model import digest, load_config, load_tokenizer, meta_model, tokenizer_content
 from rewards import Scorer
 from run import checkpoint_path, write_json, write_lines
+from sync import prove_copy
 
 LONGEST_RESPONSE = 2048  # the paper's limit on mathematics
+# Fields of a checkpoint's configurations that name its files, not its model; the engine has its own dtype.
+HARMLESS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_from_model_config"}
 
 
 @dataclass
 class Config:
-    model: str = HfArg(
-        help="A checkpoint: a folder or a name on the Hub; or a run directory: its newest export."
+    model: list[str] = HfArg(
+        help="A checkpoint: a folder or a name on the Hub; or a run directory: its newest export. "
+        "Several are measured one after the other."
     )
     data: str = HfArg(default="tiny@test", help="Prompts of one task, as for the train scripts.")
     reward_model: str | None = HfArg(default=None, help="A checkpoint that scores chat.")
@@ -37,10 +49,13 @@ class Config:
     limit: Count | None = HfArg(default=None, help="Only the first so many prompts.")
     answers: str | None = HfArg(
         default=None,
-        help="File for all responses, JSON lines; the judge takes it if --n is 1. Needs no reward model.",
+        help="File for all responses, JSON lines; the judge takes it if --n is 1. Needs no reward model. "
+        "For several models as --out.",
     )
     out: str | None = HfArg(
-        default=None, help="JSON file to write. Default for a run directory: its eval/STEP.json."
+        default=None,
+        help="JSON file to write. Default for a run directory: its eval/STEP.json. For several models it has "
+        "a {}, which stands for the last part of each model's path.",
     )
     temperature: Positive = HfArg(default=0.6, help="Sampling temperature.")
     top_p: Share = HfArg(default=0.9, help="Nucleus sampling: the likeliest tokens up to this probability.")
@@ -48,6 +63,9 @@ class Config:
         default=None, help="Default: what the model's context leaves, at most 2048."
     )
     system_block: bool = HfArg(default=True, help="As in the train scripts.")
+    engine_memory: Share | None = HfArg(
+        default=None, help="Share of the GPU that the engine may take. Default: 85 % of what is free."
+    )
     seed: int = HfArg(default=0, help="Seed of the samples.")
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="vllm; or transformers, slow, where vLLM does not install."
@@ -106,28 +124,44 @@ def summarize_rewards(scores: list[list[float]], lengths: list[list[int]]) -> di
     }
 
 
-def prepare(config: Config) -> tuple[str, Any, list[Prompt], Scorer | None, int, int]:
+def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Prompt], Scorer | None]:
     """Check all that the user gave before any work: ValueErrors in one line.
 
-    Returns the checkpoint's path, its tokenizer, the prompts, their scorer (None for answers to requests that
-    are only written to a file), and fit_context()'s two numbers.
+    Returns, for each model, (the checkpoint's path, its tokenizer, fit_context()'s two numbers); the prompts;
+    their scorer (None for answers to requests that are only written to a file).
     """
     check_engine(config.engine)
-    for flag, file in (("--out", config.out), ("--answers", config.answers)):
-        if file and Path(file).is_dir():
-            raise ValueError(f"{flag} {file}: is a folder; name a file in it")
-    path = checkpoint_path(config.model)
-    tokenizer = load_tokenizer(path, config.system_block)
+    files_of(config, "out"), files_of(config, "answers")
+    paths = [checkpoint_path(model) for model in config.model]
+    tokenizers = [load_tokenizer(path, config.system_block) for path in paths]
     prompts = load_prompts(config.data)[: config.limit]
-    tokens, max_model_len = fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE)
+    models = [
+        (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE))
+        for path, tokenizer in zip(paths, tokenizers, strict=True)
+    ]
     if prompts[0].task == "chat" and config.answers and not config.reward_model:
-        return path, tokenizer, prompts, None, tokens, max_model_len  # for the judge alone
+        return models, prompts, None  # for the judge alone
     scorer = Scorer([prompts[0].task], config.reward_model)
     if prompts[0].task == "math":
         scorer.usable(prompts, fate="count as wrong")  # a benchmark keeps all its problems
     else:
         prompts = scorer.usable(prompts)
-    return path, tokenizer, prompts, scorer, tokens, max_model_len
+    return models, prompts, scorer
+
+
+def files_of(config: Config, flag: str) -> list[Path | None]:
+    """The file that --out or --answers names for each model. ValueError in one line if they cannot be had."""
+    pattern = getattr(config, flag)
+    if not pattern:
+        return [None] * len(config.model)
+    files = [Path(pattern.replace("{}", Path(model).absolute().name)) for model in config.model]
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"--{flag} {file}: is a folder; name a file in it")
+        if files.count(file) > 1:
+            remedy = "write {} where the last parts of the models' paths go; these must differ"
+            raise ValueError(f"--{flag} {pattern}: several models would write {file}; {remedy}")
+    return files
 
 
 def accuracy(model: str, data: str, n: int = 50, **settings) -> dict[str, Any]:
@@ -137,26 +171,119 @@ def accuracy(model: str, data: str, n: int = 50, **settings) -> dict[str, Any]:
     summarize()'s dictionary, requests summarize_rewards()'s. settings: the other fields of Config.
     ValueError in one line for a model or data that cannot be used.
     """
-    config = Config(model=model, data=data, n=n, **settings)
-    return measure(prepare(config), config)[0]
+    config = Config(model=[model], data=data, n=n, **settings)
+    ((summary, _),) = measure(prepare(config), config)
+    return summary
 
 
-def measure(prepared: tuple, config: Config) -> tuple[dict[str, Any], list[dict]]:
-    """Sample and score what prepare() returned: the summary, and all answers as rows."""
-    path, tokenizer, prompts, scorer, max_new_tokens, max_model_len = prepared
-    n, start = config.n, time.perf_counter()
+def weight_files(path: str) -> list[Path]:
+    """A checkpoint's weights, under the names that transformers gives them."""
+    pattern = "model*.safetensors"
+    folder = path if Path(path).is_dir() else snapshot_download(path, allow_patterns=pattern)
+    return sorted(Path(folder).glob(pattern))
+
+
+def engine_kind(path: str, tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> list | None:
+    """What an engine is started with beside the weights: checkpoints of equal kinds can share one.
+
+    None if the weights cannot be handed over one by one: they are quantized, or the file has other ones than
+    the model (as where experts are fused).
+    """
+    config, in_files = load_config(path), []
+    for file in weight_files(path):
+        with safe_open(file, "pt") as weights:
+            in_files += weights.keys()
+    model = meta_model(config)
+    own, state = dict(model.named_parameters()), model.state_dict()  # which has a tied head twice
+    buffers = dict(model.named_buffers()).keys() & state.keys()
+    whole = own.keys() <= set(in_files) <= state.keys() and len(set(in_files)) == len(in_files)
+    if not whole or buffers or getattr(config, "quantization_config", None):
+        return None
+    try:
+        generation = GenerationConfig.from_pretrained(path).to_dict()  # has the stop tokens
+    except OSError:
+        generation = {}  # without the file
+    fields = [
+        {key: value for key, value in one.items() if key not in HARMLESS}
+        for one in (config.to_dict(), generation)
+    ]
+    return [*fields, tokenizer_content(tokenizer), max_model_len]
+
+
+def replace_weights(generator: Generator, path: str, device: torch.device) -> None:
+    """Load a checkpoint of the same engine_kind() into an engine. SyncError unless it holds just that."""
+    own, sent = dict(meta_model(load_config(path)).named_parameters()), {}  # has a tied head once
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        for file in weight_files(path):
+            with safe_open(file, "pt") as held:
+                for name in sorted(own.keys() & held.keys()):
+                    weight = held.get_tensor(name).to(device, generator.dtype)
+                    sent[name] = digest(weight).item()
+                    yield name, weight
+
+    prove_copy(sent, generator.load_weights(weights()), generator, f"{path}: loading it into the engine")
+
+
+def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], list[dict]]]:
+    """Sample and score what prepare() returned. Yields each model's summary, and all its answers as rows."""
+    models, prompts, scorer = prepared
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    gpu_memory = 0.85
-    if device.type == "cuda":  # a share is of all memory, some of which a reward model or a trainer may hold
-        free, total = torch.cuda.mem_get_info()
-        gpu_memory *= free / total
-    with one_line_errors():
-        settings = {"memory": gpu_memory, "system_block": config.system_block}
-        generator = load_generator(config.engine, path, dtype, device, max_model_len, **settings)
     seeds = [request_seed(config.seed, "evaluate", prompt.id) for prompt in prompts]
-    groups = generator.sample(prompts, n, config.temperature, config.top_p, max_new_tokens, seeds)
-    generator.close()
+    kinds = [None, None]  # of each model, then None: the last model's engine is not kept
+    if len(models) > 1:
+        kinds = [engine_kind(path, tokenizer, length) for path, tokenizer, _, length in models] + [None]
+    generator = None
+    with scorer or nullcontext():
+        for number, (path, tokenizer, max_new_tokens, max_model_len) in enumerate(models):
+            start = time.perf_counter()
+            if generator:
+                replace_weights(generator, path, device)
+            else:
+                if number:
+                    print(f"evaluate: the engine of the model before cannot hold {path}: starting another")
+                generator = start_engine(config, path, dtype, device, max_model_len)
+            groups = generator.sample(
+                prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
+            )
+            if kinds[number] is None or kinds[number] != kinds[number + 1]:
+                generator.close()
+                generator = None
+            summary, rows = score(path, tokenizer, prompts, groups, scorer, config)
+            settings = {
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "max_new_tokens": max_new_tokens,
+                "seed": config.seed,
+                "seconds": time.perf_counter() - start,
+            }
+            yield summary | settings, rows
+
+
+def start_engine(
+    config: Config, path: str, dtype: torch.dtype, device: torch.device, length: int
+) -> Generator:
+    """An engine for a checkpoint; length: of the longest prompt and response."""
+    memory = config.engine_memory or 0.85
+    if device.type == "cuda" and not config.engine_memory:
+        free, total = torch.cuda.mem_get_info()  # a reward model or a trainer may hold some of it
+        memory *= free / total
+    with one_line_errors():
+        settings = {"memory": memory, "system_block": config.system_block}
+        return load_generator(config.engine, path, dtype, device, length, **settings)
+
+
+def score(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    groups: list[list[Rollout]],
+    scorer: Scorer | None,
+    config: Config,
+) -> tuple[dict[str, Any], list[dict]]:
+    """Score one model's rollouts: the summary, and all answers as rows."""
+    n = config.n
     repeated = [prompt for prompt in prompts for _ in range(n)]  # one a response
     rollouts = [rollout for group in groups for rollout in group]
     responses = tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
@@ -167,8 +294,8 @@ def measure(prepared: tuple, config: Config) -> tuple[dict[str, Any], list[dict]
 
     scores, summary = [None] * len(responses), {"problems": len(prompts), "n": n}
     if scorer:
-        with scorer:
-            scores = scorer.score(repeated, responses)
+        scorer.set_counts(dict.fromkeys(scorer.counts(), 0))  # count what goes wrong with this model alone
+        scores = scorer.score(repeated, responses)
         if prompts[0].task == "math":
             summary = summarize(by_prompt(scores)) | scorer.counts()
         else:
@@ -179,11 +306,6 @@ def measure(prepared: tuple, config: Config) -> tuple[dict[str, Any], list[dict]
         **summary,
         "length": fmean(lengths),
         "truncated_frac": fmean(r.finish_reason == "length" for r in rollouts),
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_new_tokens": max_new_tokens,
-        "seed": config.seed,
-        "seconds": time.perf_counter() - start,
     }
     rows = [
         {
@@ -202,22 +324,27 @@ def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         prepared = prepare(config)
-    result, rows = measure(prepared, config)
-    out = config.out
-    if out is None and (Path(config.model) / "export").is_dir():
-        name = Path(result["model"]).name + ("" if "accuracy" in result else ".chat")
-        out = Path(config.model) / "eval" / f"{name}.json"
-    if out:
-        write_json(out, result)
-    if config.answers:
-        write_lines(config.answers, rows)
+    files = zip(config.model, files_of(config, "out"), files_of(config, "answers"), strict=True)
+    for (model, out, answers), (result, rows) in zip(files, measure(prepared, config), strict=True):
+        if out is None and (Path(model) / "export").is_dir():
+            name = Path(result["model"]).name + ("" if "accuracy" in result else ".chat")
+            out = Path(model) / "eval" / f"{name}.json"
+        if out:
+            write_json(out, result)
+        if answers:
+            write_lines(answers, rows)
+        print_result(result, answers)
+
+
+def print_result(result: dict[str, Any], answers: Path | None) -> None:
+    """Print a summary in one line."""
     error = result.get("standard_error")
     if "accuracy" in result:
         number = f"accuracy {100 * result['accuracy']:.1f}{f' ± {100 * error:.2f}' if error else ''} %"
     elif "reward" in result:
         number = f"reward {result['reward']:.3f}{f' ± {error:.3f}' if error else ''}"
     else:
-        number = f"answers in {config.answers}, not scored"
+        number = f"answers in {answers}, not scored"
     print(
         f"{result['model']} on {result['data']}: {number} "
         f"(mean and standard error of {result['n']} runs over {result['problems']} prompts; "

@@ -91,7 +91,7 @@ def encode_each(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> It
             encoded = render([[*earlier, *p.messages] for p in some], add_generation_prompt=True)
             for prompt, ids in zip(some, encoded, strict=True):
                 if ids[: len(before)] != before:
-                    raise ValueError("--system-block False: this model's chat template renders no turn by itself")
+                    raise ValueError("--system-block False: the chat template renders no turn by itself")
                 ids = ids[len(before) :]
                 if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
                     raise ValueError(

@@ -90,7 +90,8 @@ def load_tokenizer(path: str, system_block: bool = True) -> PreTrainedTokenizerB
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """All that the ids of a conversation depend on beside its text: two tokenizers with equal lists agree."""
-    content = [transformers.__version__, tokenizers.__version__]
+    system_block = str(getattr(tokenizer, "system_block", True))
+    content = [transformers.__version__, tokenizers.__version__, system_block]
     if "strftime_now" in str(tokenizer.chat_template):
         content.append(time.strftime("%Y-%m-%d"))  # the template writes the date
     with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from generate import Generator
 from model import autocast, digests, full_weights, local, token_logps
 from ranks import meet_within
+from serve import Receipt
 
 CANARY = "12 + 30 = 42, said the canary."
 
@@ -69,7 +70,22 @@ def sync(policy: PreTrainedModel, generator: Generator, step: int, prove_every: 
 def copy_and_prove(policy: PreTrainedModel, generator: Generator, allowed: float, what: str) -> float:
     """The copy and its proofs; `what` begins an error's message. Returns the canary's gap."""
     held = digests(policy, generator.dtype)  # {name: digest}
-    for receipt in generator.load_weights(full_weights(policy, generator.dtype)):
+    prove_copy(held, generator.load_weights(full_weights(policy, generator.dtype)), generator, what)
+    gap = canary_gap(policy, generator)
+    if not gap <= allowed:  # written so that a NaN fails, too
+        raise SyncError(
+            f"{what}: trainer and generator disagree on the canary by {gap:.2e} nats per token (allowed: "
+            f"{allowed:.0e}); the generator does not compute with the policy's weights"
+        )
+    return gap
+
+
+def prove_copy(held: dict[str, int], receipts: list[Receipt], generator: Generator, what: str) -> None:
+    """Compare what arrived with what was sent, {name: digest}; reset the caches. SyncError if a proof fails.
+
+    receipts: what generator.load_weights returned.
+    """
+    for receipt in receipts:
         generator.repacks = bool(receipt.unseen)
         other = [name for name, sum in held.items() if receipt.arrived.get(name, sum) != sum]
         faults = {
@@ -85,13 +101,6 @@ def copy_and_prove(policy: PreTrainedModel, generator: Generator, allowed: float
                 raise SyncError(f"{what}: of {len(held)} weights {len(names)} {fault}: {named}")
     if not generator.reset_prefix_cache():
         raise SyncError(f"{what}: the prefix cache still holds keys and values of the old weights")
-    gap = canary_gap(policy, generator)
-    if not gap <= allowed:  # written so that a NaN fails, too
-        raise SyncError(
-            f"{what}: trainer and generator disagree on the canary by {gap:.2e} nats per token (allowed: "
-            f"{allowed:.0e}); the generator does not compute with the policy's weights"
-        )
-    return gap
 
 
 def rehearse(policy: PreTrainedModel, generator: Generator, what: str) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["SEMI_ONLINE_CACHE"] = "off"  # a test must not read what an earlier one computed
 
 import pytest
 import torch

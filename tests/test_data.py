@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import data
-from data import Prompt, PromptIterator, load_prompts
+import rewards
+from data import Prompt, PromptIterator, cached, load_prompts
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "math"
 shared_files = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data/math is absent")
@@ -516,3 +517,69 @@ def test_real_file_of_another_schema():
     """Prevents a silent half-read of fields that we do not know. Break: no check of the gold's fields."""
     with pytest.raises(ValueError, match=r"line 1: no 'answer' and no 'solution'.*: id, .*reference_answer"):
         load_prompts(str(SHARED / "numina15_olympiads_1k.jsonl"))
+
+
+def test_what_is_kept_on_disk(tmp_path, monkeypatch, capsys):
+    """A file that was cut, changed by hand or never written decides which problems are trained on.
+
+    Breaks: no comparison of checksums; no `except ValueError`; the key without rest(); without items; no
+    look at CACHED_FROM; at SEMI_ONLINE_CACHE; no `except OSError` around the write.
+    """
+    monkeypatch.setenv("SEMI_ONLINE_CACHE", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(data, "CACHED_FROM", 2)
+    calls = []
+
+    def value(items=("a", "b"), rest="1"):
+        """The value, and whether it was computed."""
+        before = len(calls)
+        result = cached("test", list(items), lambda: [rest], lambda: calls.append(1) or [3, 5])
+        assert result == [3, 5]
+        return len(calls) > before
+
+    assert [value(), value(), value(["a", "c"]), value(rest="2"), value(["a"]), value(["a"])] == [
+        *(True, False, True, True, True, True)  # one item alone is not kept
+    ]
+    files = sorted((tmp_path / "semi-online").iterdir())
+    assert len(files) == 3 and all(file.suffix == ".json" for file in files) and not capsys.readouterr().out
+    whole = {file: file.read_text() for file in files}
+    for broken in (lambda text: text[:-5], lambda text: text.replace("[3, 5]", "[3, 6]"), lambda _: "null"):
+        for file in files:
+            file.write_text(broken(whole[file]))
+        assert [value(), value()] == [True, False]
+        assert capsys.readouterr().out.count("is broken") == 1
+    monkeypatch.setenv("SEMI_ONLINE_CACHE", "off")
+    assert value()
+    monkeypatch.setenv("SEMI_ONLINE_CACHE", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # no folder
+    assert value() and value() and "cannot be written" in capsys.readouterr().out
+
+
+def test_golds_are_checked_once(tmp_path, monkeypatch):
+    """Golds of other data, or of another grader, taken from the cache. Breaks: no cached() in gradable; no
+    version or no text of grade.py in grader_content."""
+    monkeypatch.setenv("SEMI_ONLINE_CACHE", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(data, "CACHED_FROM", 0)
+
+    class Verifier:
+        timeout_s, calls = 10.0, 0
+
+        def unparsable(self, golds):
+            self.calls += 1
+            return [i for i, gold in enumerate(golds) if gold == "bad"]
+
+    verifier = Verifier()
+
+    def kept(*golds):
+        prompts = [Prompt(str(i), "math", [], gold) for i, gold in enumerate(golds)]
+        return [prompt.answer for prompt in rewards.gradable(prompts, verifier)], verifier.calls
+
+    assert kept("1", "bad") == kept("1", "bad") == (["1"], 1)
+    assert kept("bad", "1") == (["1"], 2)
+    monkeypatch.setattr(rewards, "version", lambda package: "another")
+    assert kept("1", "bad") == kept("1", "bad") == (["1"], 3)
+    source = tmp_path / "grade.py"
+    source.write_text("# another grader")
+    monkeypatch.setattr(rewards.grade, "__file__", str(source))
+    assert kept("1", "bad") == (["1"], 4)

@@ -1,12 +1,15 @@
 """Accuracy and its errors, and a report made from a run."""
 
 import json
+import shutil
 import statistics
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import evaluate
-from run import checkpoint_path
+from model import load_tokenizer
+from run import checkpoint_path, read_lines
 
 
 def test_summary_by_hand():
@@ -49,3 +52,110 @@ def test_newest_export_of_a_run(tmp_path):
     for step in ("9", "10", "11.partial"):
         (tmp_path / "export" / step).mkdir(parents=True)
     assert checkpoint_path(tmp_path) == str(tmp_path / "export" / "10")
+
+
+def other_weights(checkpoint, folder):
+    """A checkpoint of the same architecture and tokenizer with other weights, in bfloat16."""
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: w.flip(-1).bfloat16() for name, w in weights.items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The paths of the checkpoints that an engine is started with."""
+    paths, load_generator = [], evaluate.load_generator
+
+    def counted(engine, path, *rest, **settings):
+        paths.append(path)
+        return load_generator(engine, path, *rest, **settings)
+
+    monkeypatch.setattr(evaluate, "load_generator", counted)
+    return paths
+
+
+@pytest.mark.parametrize(
+    "engine, family", [("transformers", "llama"), pytest.param("vllm", "qwen3", marks=pytest.mark.slow)]
+)
+def test_checkpoints_that_share_an_engine(engine, family, tmp_path, checkpoints, started, capsys):
+    """The second checkpoint's numbers are the first one's, or are computed on the first one's cached keys.
+
+    Breaks: no load_weights in replace_weights; there, yield `lm_head.weight`, too; no set_counts in score()
+    (parse_failures add up); vLLM alone: no reset_prefix_cache in prove_copy. qwen3's head is tied.
+    """
+    first, other = checkpoints[family], other_weights(checkpoints[family], tmp_path / "other")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"problem": "What is 1 + {i}?", "answer": "2"}}\n' for i in range(4)))
+    flags = ["--data", str(data), "--n", "2", "--max-new-tokens", "8", "--engine", engine]
+
+    def run(folder, *models):
+        files = [
+            "--out",
+            str(tmp_path / folder / "{}.json"),
+            "--answers",
+            str(tmp_path / folder / "{}.jsonl"),
+        ]
+        evaluate.main(["--model", *models, *flags, *files])
+        results = [json.loads((tmp_path / folder / file).read_text()) for file in files_of(models, "json")]
+        seconds = [result.pop("seconds") for result in results]
+        assert min(seconds) > 0
+        return results, [read_lines(tmp_path / folder / file) for file in files_of(models, "jsonl")]
+
+    def files_of(models, ending):
+        return [f"{model.rpartition('/')[2]}.{ending}" for model in models]
+
+    together = run("together", first, other)
+    assert started == [first] and "starting another" not in capsys.readouterr().out
+    alone = [run("alone", path) for path in (first, other)]
+    assert started == [first, first, other]
+    assert together == ([alone[0][0][0], alone[1][0][0]], [alone[0][1][0], alone[1][1][0]])
+    assert together[1][0] != together[1][1]
+
+
+def test_checkpoints_that_cannot_share_an_engine(tmp_path, checkpoints, started, capsys):
+    """A model computed with another one's architecture. Break: `if kinds[number] is None` alone."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
+    flags = ["--data", str(data), "--n", "1", "--max-new-tokens", "2", "--engine", "transformers"]
+    evaluate.main(["--model", checkpoints["llama"], checkpoints["qwen3"], *flags])
+    assert started == [checkpoints["llama"], checkpoints["qwen3"]]
+    assert f"cannot hold {checkpoints['qwen3']}: starting another" in capsys.readouterr().out
+
+
+def test_what_an_engine_keeps_of_its_first_checkpoint(tmp_path, checkpoints):
+    """An engine goes on with the first one's stop tokens, template, or rope; or exports in another dtype need
+    engines of their own. Breaks: leave out of engine_kind's list: generation, tokenizer_content, config; or
+    let HARMLESS be empty. A checkpoint that lacks a weight would keep the first one's: no `own <=`."""
+
+    def kind(folder):
+        return evaluate.engine_kind(str(folder), load_tokenizer(str(folder)), 128)
+
+    def changed(name, file, old, new):
+        folder = shutil.copytree(checkpoints["llama"], tmp_path / name)
+        text = (folder / file).read_text()
+        assert text.count(old) == 1
+        (folder / file).write_text(text.replace(old, new))
+        return kind(folder)
+
+    same = kind(checkpoints["llama"])
+    assert same and same == changed("dtype", "config.json", '"dtype": "float32"', '"dtype": "bfloat16"')
+    assert same != changed("stop", "generation_config.json", '"eos_token_id": 256', '"eos_token_id": 257')
+    assert same != changed("template", "chat_template.jinja", "<user>", "<user>:")
+    assert same != changed("rope", "config.json", '"rope_theta": 10000.0', '"rope_theta": 5000.0')
+    folder = shutil.copytree(checkpoints["llama"], tmp_path / "cut")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: w for name, w in weights.items() if "norm" not in name}, folder / "model.safetensors")
+    assert kind(folder) is None
+
+
+def test_each_model_has_a_file(tmp_path):
+    """Results of one model that overwrite another's. Break: no count in files_of."""
+
+    def files(out, *models):
+        return evaluate.files_of(evaluate.Config(model=list(models), out=out), "out")
+
+    assert [str(path) for path in files("e/{}.json", "a/10", "a/20/")] == ["e/10.json", "e/20.json"]
+    for out, models in (("e.json", ("a", "b")), ("{}.json", ("a/10", "b/10"))):
+        with pytest.raises(ValueError, match=r"several models would write .*\{\} where"):
+            files(out, *models)

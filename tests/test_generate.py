@@ -4,10 +4,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import byte_tokenizer, make_checkpoint
+from conftest import byte_tokenizer, make_checkpoint, torchrun, write_program
 
+import data
+import generate
 from data import Prompt
-from generate import Generator, VLLMGenerator, encode_prompts, keep_top_p, load_generator, request_seed
+from generate import (
+    Generator,
+    VLLMGenerator,
+    encode_prompts,
+    fit_context,
+    keep_top_p,
+    load_generator,
+    request_seed,
+)
+from model import load_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -98,6 +109,75 @@ def test_double_bos_is_refused(generator, prompts):
             encode_prompts(tokenizer, prompts)
     finally:
         tokenizer.chat_template, tokenizer.bos_token = template, None
+
+
+def test_prompts_encoded_together_are_those_encoded_alone(checkpoints, monkeypatch):
+    """A batch pads rows, or loses those at its edges. Breaks: padding=True in encode_each; `start + 1`."""
+    monkeypatch.setattr(generate, "ENCODED_AT_ONCE", 2)
+    tokenizer = load_tokenizer(checkpoints["llama"])
+    turns = [[{"role": "user", "content": "é <bot> " * n}] for n in (1, 4, 0, 2, 3)]
+    alone = [
+        tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) for turn in turns
+    ]
+    prompts = [Prompt(str(i), "chat", turn, None) for i, turn in enumerate(turns)]
+    assert encode_prompts(tokenizer, prompts) == alone and encode_prompts(tokenizer, []) == []
+
+
+def test_lengths_are_kept_for_these_prompts_and_this_tokenizer(checkpoints, prompts, tmp_path, monkeypatch):
+    """Lengths under another template, or of other prompts, taken from the cache: a prompt that does not fit.
+
+    Breaks: leave tokenizer_content, or items, out of the key. The second call must encode nothing; break: no
+    write in cached.
+    """
+    monkeypatch.setattr(data, "CACHED_FROM", 0)
+    monkeypatch.setenv("SEMI_ONLINE_CACHE", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path, calls, encode_each = checkpoints["llama"], [], generate.encode_each
+    monkeypatch.setattr(generate, "encode_each", lambda *args: calls.append(1) or encode_each(*args))
+    tokenizer = load_tokenizer(path)
+    first = fit_context(path, tokenizer, prompts, 8)
+    assert fit_context(path, load_tokenizer(path), prompts, 8) == first and len(calls) == 1
+    assert fit_context(path, tokenizer, prompts[:1], 8)[1] < first[1]
+    tokenizer.chat_template = "<user>" + tokenizer.chat_template
+    assert fit_context(path, tokenizer, prompts, 8)[1] == first[1] + 1
+
+
+SHARED = """
+import torch.distributed as dist
+from data import Prompt
+from generate import fit_context
+from model import load_tokenizer
+from ranks import init_ranks
+from rewards import gradable
+
+class Verifier:
+    def unparsable(self, golds):
+        return [i for i, gold in enumerate(golds) if gold == "bad"]
+
+rank, _, _ = init_ranks()
+golds = ["1", "2", "bad", "4", "bad"]
+prompts = [Prompt(str(i), "math", [{"role": "user", "content": f"{i}" * n}], gold)
+           for i, (n, gold) in enumerate(zip([5, 300, 7, 300, 8], golds))]
+kept = [prompt.id for prompt in gradable(prompts, Verifier())]
+try:
+    fit_context(sys.argv[1], load_tokenizer(sys.argv[1]), prompts, 8)
+except ValueError as error:
+    open(f"{sys.argv[2]}/{rank}", "w").write(f"{kept} {error}")
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_share_the_prompts(checkpoints, tmp_path):
+    """Ranks that keep other prompts, or fit another context, than each other; an error that names a prompt of
+    another rank. Breaks: no all_max in longest_prompt; `first + i`; no broadcast in gradable.
+
+    Rank 1 has both of the longest prompts, 1 and 3.
+    """
+    program = write_program(tmp_path, SHARED)
+    torchrun(2, str(program), checkpoints["llama"], str(tmp_path))
+    found = [(tmp_path / rank).read_text() for rank in ("0", "1")]
+    assert found[0] == found[1]
+    assert found[0].startswith("['0', '1', '3'] --data: a prompt has 302 tokens") and "'1111" in found[0]
 
 
 def test_keep_top_p_by_hand():
@@ -220,5 +300,5 @@ def test_prompts_without_the_system_block(prompts):
         tokenizer.decode(with_block) == "<bos><head>system</head>\n\nToday Date: 26 Jul 2024\n\n<eot>" + turn
     )
     tokenizer.chat_template = "{% for m in messages %}{{ loop.length }}<eot>{{ m.content }}{% endfor %}"
-    with pytest.raises(ValueError, match="--system-block False: this model's chat template"):
+    with pytest.raises(ValueError, match="--system-block False: the chat template"):
         encode_prompts(tokenizer, prompts)
