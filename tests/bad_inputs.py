@@ -114,7 +114,7 @@ REFUSED = [  # script, flags, what the line must say
     ),
     # Kernels and servers that are not there. Breaks: no check_attention; no check_engine; no except in
     # Servers._check.
-    (DPO, "--attention flash_attention_2 --dtype float32", "--attention flash_attention_2: with --dtype"),
+    (DPO, "--attention varlen", "--attention varlen: needs a GPU; leave the flag out"),
     (DPO, "--engine transformers --generator-url http://127.0.0.1:9", "--generator-url: these are vLLM"),
     (
         DPO,

@@ -34,10 +34,10 @@ def test_evaluate_a_checkpoint(tmp_path, capsys, checkpoints):
     """The command as README gives it. Break: give load_generator TINY_MODEL instead of the path."""
     out = tmp_path / "eval.json"
     evaluate.main(
-        ["--model", "tiny/llama", "--data", "tiny@validation", "--n", "2", "--limit", "20", "--out", str(out)]
+        ["--model", "tiny/llama", "--data", "tiny@validation", "--n", "2", "--limit", "60", "--out", str(out)]
     )
     result = json.loads(out.read_text())
-    assert (result["problems"], result["n"], result["model"]) == (20, 2, "tiny/llama")
+    assert (result["problems"], result["n"], result["model"]) == (60, 2, "tiny/llama")
     assert 0 < result["accuracy"] < 0.95 and result["grader_restarts"] == 0
     assert "accuracy" in capsys.readouterr().out
 

@@ -238,7 +238,7 @@ def test_a_sleeping_engine_is_woken_first(checkpoints):
     or nonsense sampled after level 2. Breaks: no _wake() in load_weights; level=2."""
     generator = Generator.__new__(VLLMGenerator)
     Generator.__init__(generator, checkpoints["llama"], torch.float32)
-    generator.llm, generator.sleeps, generator.asleep = Sleeper(), True, False
+    generator.llm, generator.sleeps, generator.can_sleep, generator.asleep = Sleeper(), True, True, False
     generator.vllm = SimpleNamespace(SamplingParams=dict)
     generator.sample([], 1, 1.0, 1.0, 8, [])
     generator.load_weights([])
