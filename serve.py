@@ -510,6 +510,12 @@ class TransferClient:
         self._answers()
 
 
+def as_numbers(digests: dict[Any, Tensor]) -> dict[Any, int]:
+    """Fetch all digests from the device at once."""
+    sums = torch.stack(list(digests.values())).tolist() if digests else []
+    return dict(zip(digests, sums, strict=True))
+
+
 class Recorder:
     """Records what a vLLM model's load_weights takes, while it stands in for it. Runs in the worker."""
 
@@ -531,23 +537,25 @@ class Recorder:
     def receipt(self) -> Receipt:
         """Give load_weights back, and compare what arrived with the engine's own weights."""
         del self.model.load_weights
-        own, unequal, unseen = dict(self.model.named_parameters()), [], repack_tied_head(self.model)
+        own, unseen = dict(self.model.named_parameters()), repack_tied_head(self.model)
+        held, came = {}, {}  # {(name of its own, number of the part): digest}
         for name, weight in own.items():
             parts = [self.arrived.get(part, (None, None, None)) for part in self._parts(name)]
             rows = [shape[0] if shape else 0 for _, _, shape in parts]
             padding = len(weight) - sum(rows)  # of the vocabulary
-            alike = {(dtype, shape and shape[1:]) for _, dtype, shape in parts} == {
-                (weight.dtype, weight.shape[1:])
-            }
-            if not alike or padding < 0:
+            kinds = {(dtype, shape and shape[1:]) for _, dtype, shape in parts}
+            if kinds != {(weight.dtype, weight.shape[1:])} or padding < 0:
                 unseen.append(name)
                 continue
-            held = [digest(some) for some in weight.split([*rows, padding])][: len(parts)]
-            if held != [sum for sum, _, _ in parts]:
-                unequal.append(name)
-        sums = torch.stack([sum for sum, _, _ in self.arrived.values()]).tolist()
-        missing = sorted(own.keys() - self.loaded)
-        return Receipt(dict(zip(self.arrived, sums, strict=True)), missing, unequal, unseen)
+            for number, some in enumerate(weight.split([*rows, padding])[: len(parts)]):
+                held[name, number], came[name, number] = digest(some), parts[number][0]
+        held, came = as_numbers(held), as_numbers(came)
+        return Receipt(
+            arrived=as_numbers({name: sum for name, (sum, _, _) in self.arrived.items()}),
+            missing=sorted(own.keys() - self.loaded),
+            unequal=sorted({name for name, number in held if held[name, number] != came[name, number]}),
+            unseen=unseen,
+        )
 
     def _parts(self, name):
         """The names of the weights that one of the engine's own holds, row under row."""

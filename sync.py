@@ -85,8 +85,8 @@ def prove_copy(held: dict[str, int], receipts: list[Receipt], generator: Generat
 
     receipts: what generator.load_weights returned.
     """
+    generator.repacks = any(receipt.unseen for receipt in receipts)
     for receipt in receipts:
-        generator.repacks = bool(receipt.unseen)
         other = [name for name, sum in held.items() if receipt.arrived.get(name, sum) != sum]
         faults = {
             "did not arrive": held.keys() - receipt.arrived.keys(),
