@@ -81,8 +81,8 @@ def started(monkeypatch):
 def test_checkpoints_that_share_an_engine(engine, family, tmp_path, checkpoints, started, capsys):
     """The second checkpoint's numbers are the first one's, or are computed on the first one's cached keys.
 
-    Breaks: no load_weights in replace_weights; there, yield `lm_head.weight`, too; no set_counts in score()
-    (parse_failures add up); vLLM alone: no reset_prefix_cache in prove_copy. qwen3's head is tied.
+    Breaks: no load_weights in replace_weights; no set_counts in score() (parse_failures add up). qwen3's head
+    is tied, and vLLM packs a copy of it.
     """
     first, other = checkpoints[family], other_weights(checkpoints[family], tmp_path / "other")
     data = tmp_path / "data.jsonl"
