@@ -35,7 +35,7 @@ figures: venv
 
 test: lint
 	@echo "test: the fast tests (make slow runs the others)"
-	@$(PY) -m pytest -q -m "not slow"
+	@$(PY) -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 slow: venv
 	@echo "slow: the tests that take minutes"

@@ -1,5 +1,6 @@
 """Rollouts: whole, reproducible, and the same however they are batched."""
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,13 @@ from conftest import byte_tokenizer, make_checkpoint, torchrun, write_program
 
 import data
 import generate
+import train_dpo
 from data import Prompt
+from flags import parse_flags
 from generate import (
     Generator,
     VLLMGenerator,
+    Window,
     encode_prompts,
     fit_context,
     keep_top_p,
@@ -302,3 +306,49 @@ def test_prompts_without_the_system_block(prompts):
     tokenizer.chat_template = "{% for m in messages %}{{ loop.length }}<eot>{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="--system-block False: the chat template"):
         encode_prompts(tokenizer, prompts)
+
+
+class Counting(Generator):
+    """Answers at once, one token a response."""
+
+    def __init__(self, path, separate):
+        super().__init__(path, torch.float32)
+        self.version, self.separate = 0, separate
+
+    def _complete(self, prompt_ids, n, *sampling):
+        return [[([5 + i], [-1.0], "stop") for i in range(n)] for _ in prompt_ids]
+
+
+class Same:
+    """Every step the same prompts."""
+
+    def __init__(self, prompts):
+        self.prompts = prompts
+
+    def __next__(self):
+        return self.prompts
+
+    def load_state_dict(self, parts):
+        pass
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_what_is_sampled_ahead_is_graded_ahead(checkpoints, prompts, separate):
+    """A trainer that waits for graders that were idle while it trained. Breaks, each alone: no _grade in
+    _sample; none in _sample_now; none in load_state."""
+    begun = []
+    scorer = SimpleNamespace(begin=lambda prompts, responses: begun.append((len(prompts), responses)))
+    config = parse_flags(train_dpo.Config, ["--sync-every", "3", "--samples-per-prompt", "2"])
+    window = Window(Counting(checkpoints["llama"], separate), Same(prompts[:1]), scorer, config)
+    window.take(0)
+    ahead = [future.result() for future in window.sampled]
+    texts = window.generator.tokenizer.batch_decode([[5], [6]])
+    assert begun == [(2, texts)] * 3  # of steps 0 to 2, and of none past the sync
+    rows = [
+        {"step": step, "prompt_id": prompt.id, "rollouts": [asdict(rollout) for rollout in group]}
+        for step, batch in enumerate(ahead, start=1)
+        for prompt, group in batch
+    ]
+    begun.clear()
+    window.load_state(1, {"ahead": 2, "batches": []}, rows)
+    assert begun == [(2, texts)] * 2

@@ -123,6 +123,33 @@ def test_speed_is_that_of_each_worker(verifier):
     assert verifier.score([]) == [] and verifier.per_s == before
 
 
+def test_what_was_begun_is_graded_once_and_counted_when_scored(verifier, monkeypatch):
+    """A step whose responses are graded twice, or that counts the failures of a step ahead; another step's
+    scores. Breaks: no begin() in score; count in _work; the first of _begun, whatever its items."""
+    calls, run = [], verifier._run
+    monkeypatch.setattr(verifier, "_run", lambda requests: calls.append(len(requests)) or run(requests))
+    first = [(r"$\boxed{5}$", "5"), ("no answer", "5")]
+    second = [("none here", "6"), ("nor here", "6"), (r"$\boxed{6}$", "6")]
+    before = verifier.parse_failures
+    verifier.begin(first)
+    verifier.begin(second)
+    assert verifier.score([(r"$\boxed{7}$", "7")]) == [1.0]  # which was not begun
+    assert verifier.parse_failures == before and calls == [2, 3, 1]
+    assert verifier.score(second) == [0.0, 0.0, 1.0] and verifier.parse_failures == before + 2
+    assert verifier.score(first) == [1.0, 0.0] and verifier.parse_failures == before + 3
+    assert verifier.score(first) == [1.0, 0.0] and calls == [2, 3, 1, 2]  # the second time it was not begun
+
+
+def test_closing_does_not_wait_for_what_was_begun():
+    """A run that ends at a signal, and then grades a window first. Break: no `_closing` in _run."""
+    verifier = MathVerifier(workers=1, timeout_s=30.0)
+    verifier.score([("$1$", "1")])
+    verifier.begin([("$1$", "1")] * 20000)
+    start = time.monotonic()
+    verifier.close()
+    assert time.monotonic() - start < 5
+
+
 def test_unparsable_golds(verifier):
     """Bug: problems that no response can solve stay in the data. Break: return numbers of unique golds."""
     golds = ["1", "1", "", r"\frac{1}{2}", "x=1", "$5", "\n7\n", "", r"\frac{"]
