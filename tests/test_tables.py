@@ -99,7 +99,7 @@ def test_runs_have_flags_names_and_seeds_of_their_own(plans, table, scale):
     for _, name, program, flags in runs:
         config, row = parse(program, flags), row_of(name)
         if program == "evaluate.py":  # a model that is not trained has no training seed
-            assert row == name and flags == ["--model", config.model]  # all that run.sh reads of such a line
+            assert row == name and flags == ["--model", *config.model]  # all that run.sh reads of such a line
             continue
         assert name in (row, f"{row}/{config.seed}")
         seeds.setdefault(row, []).append(config.seed)
