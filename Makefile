@@ -35,7 +35,7 @@ figures: venv
 
 test: lint
 	@echo "test: the fast tests (make slow runs the others)"
-	@$(PY) -m pytest -q -m "not slow" -n 2 --dist loadfile
+	@$(PY) -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: venv
 	@echo "slow: the tests that take minutes"

@@ -34,6 +34,14 @@ SHAPE = {
 }  # fmt: skip
 
 
+LONG = ("test_resume.py", "test_dial.py", "test_serve.py")  # files that take minutes
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files: of two processes neither is left alone with one at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 def byte_tokenizer():
     """256 bytes and 4 markers: any text is a sequence of ids below 260."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
