@@ -219,7 +219,8 @@ class Scorer:
     """The reward of each response by its prompt's task: math is verified, chat is scored by a reward model.
 
     tasks: the tasks of all prompts that it will score, "math" or "chat".
-    reward_model: the checkpoint that scores chat. device: where it computes, as for RewardModel.
+    reward_model: the checkpoint that scores chat. device: the trainer's, where that computes, too, as for
+        RewardModel.
     Raises ValueError, in one line, if there is chat and no reward model, or a reward model and no chat.
     """
 
@@ -236,6 +237,9 @@ class Scorer:
         if "chat" not in tasks and reward_model is not None:
             raise ValueError(f"--reward-model {reward_model}: nothing to score, --data has no chat=...")
         self.model = RewardModel(reward_model, device) if "chat" in tasks else None
+        # A trainer on a CPU computes on all cores: graders beside it cost it more than they save (51 s for 42
+        # of learning and scoring in `make demo`, on two cores).
+        self.ahead = torch.device(device or "cpu").type == "cuda"
         # Last: if the reward model cannot be loaded, no workers are left to close.
         self.verifier = MathVerifier() if "math" in tasks else None
 
@@ -257,9 +261,12 @@ class Scorer:
         return fitting
 
     def begin(self, prompts: list[Prompt], responses: list[str]) -> None:
-        """Begin to grade what score() will be asked for, of mathematics; all ranks score chat together."""
+        """Begin to grade what score() will be asked for, of mathematics, where that leaves the trainer alone.
+
+        Chat waits for score(), which all ranks call together.
+        """
         items = [(r, p.answer) for p, r in zip(prompts, responses, strict=True) if p.task == "math"]
-        if items:
+        if items and self.ahead:
             self.verifier.begin(items)
 
     def score(self, prompts: list[Prompt], responses: list[str]) -> list[float]:

@@ -180,6 +180,17 @@ def test_limits_by_task():
         Limits("chat=10").of("math")
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_only_mathematics_is_graded_ahead_and_beside_a_gpu_alone(monkeypatch, device):
+    """A reward model asked by one rank, which waits for the others; graders that take a CPU trainer's cores.
+    Breaks: all items in begin; no `self.ahead`."""
+    begun = []
+    monkeypatch.setattr("rewards.MathVerifier", lambda: SimpleNamespace(begin=begun.append))
+    monkeypatch.setattr("rewards.RewardModel", Ruler)
+    Scorer(["math", "chat"], "rm", device).begin(PROMPTS[1:], ["2", "b"])
+    assert begun == ([[("2", "")]] if device == "cuda" else [])
+
+
 # --- Choosing a checkpoint ---
 
 
