@@ -120,8 +120,10 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
         "activations of a micro-batch": saved_for_backward(model, config.micro_batch_tokens),
         "logits, a chunk at a time": COPIES_OF_LOGITS * 4 * chunk,
     }
-    if config.activation_checkpointing:  # of all blocks their inputs, and one at a time is computed again
-        held["a block, computed again"] = kept * saved_in_a_block(model, config.micro_batch_tokens)
+    if config.activation_checkpointing:  # of all blocks their inputs; one at a time is computed again
+        block = kept * saved_in_a_block(model, config.micro_batch_tokens)
+        # By then the logits are gone.
+        held["logits, or a block computed again"] = max(block, held.pop("logits, a chunk at a time"))
     else:
         held["activations of a micro-batch"] *= kept
     if config.ranks > 1 or on_gpu:  # a block and the next, the weights outside of blocks, a block's gradient
@@ -225,20 +227,20 @@ def main(args: list[str] | None = None) -> None:
     print(f"{config.model}: {weights['all'] / 1e9:.3g} billion weights, {config.dtype}")
     print(f"\nMemory of each of the {config.ranks} training ranks, GB of {config.device_gb:g}")
     for what, size in held.items():
-        print(f"  {what:32} {size / GB:8.3g}")
+        print(f"  {what:33} {size / GB:8.3g}")
     peak = sum(held.values()) / GB
     remedies = "more ranks, fewer --micro-batch-tokens, or --activation-checkpointing"
-    print(f"  {'peak':32} {peak:8.3g}" + ("" if peak < config.device_gb else f": does not fit; {remedies}"))
+    print(f"  {'peak':33} {peak:8.3g}" + ("" if peak < config.device_gb else f": does not fit; {remedies}"))
     where = f"{config.generators} devices of their own" if config.generators else "the ranks' devices"
     print(f"\nA step of {config.algorithm}, --sync-every {config.sync_every:g}, generation on {where}")
-    print(f"  {'sequences trained':32} {costs['sequences']:8.0f}")
-    print(f"  {'training, TFLOP':32} {costs['flops'] / 1e12:8.3g}")
-    print(f"  {'training, s':32} {costs['train_s']:8.3g}   at {100 * config.mfu:g} % of the peak")
+    print(f"  {'sequences trained':33} {costs['sequences']:8.0f}")
+    print(f"  {'training, TFLOP':33} {costs['flops'] / 1e12:8.3g}")
+    print(f"  {'training, s':33} {costs['train_s']:8.3g}   at {100 * config.mfu:g} % of the peak")
     share = 100 * config.bandwidth_share
-    print(f"  {'generation, s':32} {costs['generate_s']:8.3g}   at {share:g} % of the bandwidth")
-    print(f"  {'sync, GB to each engine':32} {costs['sync_bytes'] / GB:8.3g}")
-    print(f"  {'sync, s, spread over its steps':32} {costs['sync_s']:8.3g}")
-    print(f"  {'step, s':32} {costs['step_s']:8.3g}")
+    print(f"  {'generation, s':33} {costs['generate_s']:8.3g}   at {share:g} % of the bandwidth")
+    print(f"  {'sync, GB to each engine':33} {costs['sync_bytes'] / GB:8.3g}")
+    print(f"  {'sync, s, spread over its steps':33} {costs['sync_s']:8.3g}")
+    print(f"  {'step, s':33} {costs['step_s']:8.3g}")
 
 
 if __name__ == "__main__":
