@@ -189,7 +189,7 @@ class TrainFlags:
     )
     compile: bool | None = HfArg(
         default=None,
-        help="Compile the policy's layers: minutes at the start, faster steps. Default: on a GPU.",
+        help="Compile the layers: half a minute at the start, faster steps. Default: on a GPU.",
     )
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="transformers is slow, and for where vLLM does not install."
