@@ -542,7 +542,7 @@ class Recorder:
         for name, weight in own.items():
             parts = [self.arrived.get(part, (None, None, None)) for part in self._parts(name)]
             rows = [shape[0] if shape else 0 for _, _, shape in parts]
-            padding = len(weight) - sum(rows)  # of the vocabulary
+            padding = len(weight) - sum(rows) if weight.dim() else -1  # rows, of the vocabulary
             kinds = {(dtype, shape and shape[1:]) for _, dtype, shape in parts}
             if kinds != {(weight.dtype, weight.shape[1:])} or padding < 0:
                 unseen.append(name)
