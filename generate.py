@@ -509,7 +509,8 @@ def check_engine(
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
     if (devices or urls) and sleeps:
         raise ValueError(f"--engine-sleep: with {flag} there is no engine on the trainer's GPU")
-    if devices and os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE"):
+    here = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun's; vLLM, or a cluster, may set WORLD_SIZE alone
+    if devices and here and os.environ.get("WORLD_SIZE") != here:
         raise ValueError(
             "--generator-devices: of one machine only; on others start serve.py: --generator-url"
         )

@@ -413,7 +413,9 @@ def test_who_is_killed_takes_the_others_along(victim, tmp_path):
     """A server, or the engine of one, that holds memory after its run. Breaks: no prctl in serve.main; no
     atexit in Servers."""
     command = f"train_dpo.py {TRAIN} --steps 1000 --run-dir {tmp_path / 'run'} --generator-devices cpu"
-    trainer = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT)
+    # An engine in this process, of an earlier test, sets some of torchrun's variables.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(serve.TORCHRUNS)}
+    trainer = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env)
     wait_for_step(trainer, tmp_path / "run")
     run = psutil.Process(trainer.pid)
     all_of_it = [run, *run.children(recursive=True)]
