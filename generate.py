@@ -612,8 +612,9 @@ class Window:
         return batch
 
     def _grade(self, batch):
-        """Begin to grade a step's responses."""
-        texts = decode(self.generator.tokenizer, [rollout for _, group in batch for rollout in group])
+        """Begin to grade a step's responses, whose texts are made only if the scorer takes them."""
+        rollouts = (rollout for _, group in batch for rollout in group)
+        texts = (decode(self.generator.tokenizer, [rollout])[0] for rollout in rollouts)
         self.scorer.begin([prompt for prompt, group in batch for _ in group], texts)
 
     def state(self, step: int) -> tuple[dict[str, Any], list[dict]]:

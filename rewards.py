@@ -7,7 +7,7 @@ The grader (`math_reward`, `MathVerifier`) is in grader/; its names can be impor
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -260,13 +260,15 @@ class Scorer:
             raise ValueError("--reward-model: its context is too short for every request in --data")
         return fitting
 
-    def begin(self, prompts: list[Prompt], responses: list[str]) -> None:
+    def begin(self, prompts: list[Prompt], responses: Iterable[str]) -> None:
         """Begin to grade what score() will be asked for, of mathematics, where that leaves the trainer alone.
 
         Chat waits for score(), which all ranks call together.
         """
+        if not self.ahead:
+            return
         items = [(r, p.answer) for p, r in zip(prompts, responses, strict=True) if p.task == "math"]
-        if items and self.ahead:
+        if items:
             self.verifier.begin(items)
 
     def score(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
