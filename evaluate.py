@@ -27,7 +27,7 @@ from transformers.hf_argparser import HfArg
 from data import Prompt, load_prompts
 from flags import Count, Positive, Share, one_line_errors, parse_flags
 from generate import Generator, Rollout, check_engine, fit_context, load_generator, request_seed
-from model import digest, load_config, load_tokenizer, meta_model, tokenizer_content
+from model import as_numbers, digest, load_config, load_tokenizer, meta_model, tokenizer_content
 from rewards import Scorer
 from run import checkpoint_path, write_json, write_lines
 from sync import prove_copy
@@ -219,10 +219,11 @@ def replace_weights(generator: Generator, path: str, device: torch.device) -> No
             with safe_open(file, "pt") as held:
                 for name in sorted(own.keys() & held.keys()):
                     weight = held.get_tensor(name).to(device, generator.dtype)
-                    sent[name] = digest(weight).item()
+                    sent[name] = digest(weight)
                     yield name, weight
 
-    prove_copy(sent, generator.load_weights(weights()), generator, f"{path}: loading it into the engine")
+    receipts = generator.load_weights(weights())
+    prove_copy(as_numbers(sent), receipts, generator, f"{path}: loading it into the engine")
 
 
 def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], list[dict]]]:

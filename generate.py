@@ -26,7 +26,16 @@ from transformers import PreTrainedTokenizerBase
 
 from data import MixedIterator, Prompt, cached
 from flags import Limits, TrainFlags
-from model import digest, digests, load_config, load_policy, load_tokenizer, token_logps, tokenizer_content
+from model import (
+    as_numbers,
+    digest,
+    digests,
+    load_config,
+    load_policy,
+    load_tokenizer,
+    token_logps,
+    tokenizer_content,
+)
 from ranks import all_max, gather, rank, world_size
 from rewards import Scorer
 from serve import Receipt, Servers, engine_settings, in_background, load_in_worker
@@ -468,8 +477,8 @@ class TransformersGenerator(Generator):
         parameters, arrived = dict(self.model.named_parameters()), {}
         for name, weight in weights:
             parameters[name].copy_(weight)
-            arrived[name] = digest(weight).item()
-        held = digests(self.model, self.dtype)
+            arrived[name] = digest(weight)
+        arrived, held = as_numbers(arrived), digests(self.model, self.dtype)
         unequal = [name for name in arrived if held[name] != arrived[name]]
         return [Receipt(arrived, sorted(parameters.keys() - arrived), unequal, unseen=[])]
 

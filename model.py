@@ -258,6 +258,12 @@ def odd_numbers(device: torch.device, count: int = 2**22) -> Tensor:
     return torch.arange(count, device=device) * -0x61C8864680B583EB | 1
 
 
+def as_numbers(digests: dict[Any, Tensor]) -> dict[Any, int]:
+    """Fetch all digests from the device at once."""
+    sums = torch.stack(list(digests.values())).tolist() if digests else []
+    return dict(zip(digests, sums, strict=True))
+
+
 def digests(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
     """{name: digest} of every parameter in `dtype`, as full_weights() yields it; but nothing is gathered."""
     found = {}
@@ -266,10 +272,11 @@ def digests(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
         sharded = hasattr(parameter, "to_local") and world_size() > 1
         first_row = -(-parameter.shape[0] // world_size()) * rank() if sharded else 0
         found[name] = digest(local(parameter).to(dtype), first_row)
-    added = torch.stack(list(found.values()))
     if world_size() > 1 and hasattr(model, "sharded_token_logps"):
+        added = torch.stack(list(found.values()))
         dist.all_reduce(added)
-    return dict(zip(found, added.tolist(), strict=True))
+        found = dict(zip(found, added, strict=True))
+    return as_numbers(found)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from transformers.hf_argparser import HfArg
 
 from flags import TINY_MODEL, Count, Share, one_line_errors, parse_flags
-from model import digest, load_config, meta_model
+from model import as_numbers, digest, load_config, meta_model
 from ranks import broadcast_from_first, rank
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
@@ -508,12 +508,6 @@ class TransferClient:
         self._answers()
         self._ask("finish_weight_update", [None] * len(self.urls))
         self._answers()
-
-
-def as_numbers(digests: dict[Any, Tensor]) -> dict[Any, int]:
-    """Fetch all digests from the device at once."""
-    sums = torch.stack(list(digests.values())).tolist() if digests else []
-    return dict(zip(digests, sums, strict=True))
 
 
 class Recorder:
