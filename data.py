@@ -23,7 +23,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,14 @@ class Prompt:
     task: str  # "math" or "chat": which reward scores the responses
     messages: list[dict[str, str]]  # [{"role": "user", "content": ...}], before the chat template
     answer: str | None  # the gold; None where there is nothing to verify
+    row: dict = field(default_factory=dict, repr=False)  # as it was read: kept for a reward of the user's own
 
 
-def load_prompts(spec: str) -> list[Prompt]:
+def load_prompts(spec: str, own_reward: bool = False) -> list[Prompt]:
     """The prompts of `[TASK=]NAME[@SPLIT]`; TASK is math or chat, SPLIT is train, validation, test or all.
 
-    The default task is math, the default split `all` for a file, else `train`. Raises ValueError, in one
-    line, on unusable input.
+    The default task is math, the default split `all` for a file, else `train`. own_reward: problems need no
+    gold, and keep their rows. Raises ValueError, in one line, on unusable input.
     """
     task, name, split = split_spec(spec)
     is_file = Path(name).suffix in SUFFIXES
@@ -99,7 +100,7 @@ def load_prompts(spec: str) -> list[Prompt]:
 
     if name == "tiny":  # comes split: disjoint by construction
         files = [TINY[task] / f"{part}.jsonl" for part in SPLITS if split in (part, "all")]
-        return make_prompts(chain.from_iterable(map(read_file, files)), name, task)
+        return make_prompts(chain.from_iterable(map(read_file, files)), name, task, own_reward)
     if is_file:
         rows = read_file(Path(name))
     elif HUB_NAME.fullmatch(name) or os.path.isdir(name):
@@ -107,7 +108,7 @@ def load_prompts(spec: str) -> list[Prompt]:
     else:
         kinds = f"a file in {', '.join(SUFFIXES)}, a folder or a Hub name owner/name"
         raise ValueError(f"--data {spec}: no such data: use tiny, {kinds}")
-    return take_split(make_prompts(rows, name, task), split, name)
+    return take_split(make_prompts(rows, name, task, own_reward), split, name)
 
 
 def split_spec(spec: str) -> tuple[str, str, str | None]:
@@ -129,7 +130,7 @@ def tasks_of(specs: list[str]) -> list[str]:
     return sorted({split_spec(spec)[0] for spec in specs})
 
 
-def load_sources(specs: list[str]) -> list[tuple[list[Prompt], int]]:
+def load_sources(specs: list[str], own_reward: bool = False) -> list[tuple[list[Prompt], int]]:
     """(prompts, weight) of each `SPEC[:WEIGHT]`: of a step's prompts a source gives its weight's share.
 
     What an earlier source has, too, is left out, counted and printed: one prompt must not stand in a step
@@ -138,7 +139,7 @@ def load_sources(specs: list[str]) -> list[tuple[list[Prompt], int]]:
     sources, seen = [], set()
     for spec in specs:
         name, weight = split_weight(spec)
-        prompts = load_prompts(name)
+        prompts = load_prompts(name, own_reward)
         fresh = [prompt for prompt in prompts if prompt.id not in seen]
         if len(fresh) < len(prompts):
             print(
@@ -151,7 +152,9 @@ def load_sources(specs: list[str]) -> list[tuple[list[Prompt], int]]:
     return sources
 
 
-def load_held_out(specs: list[str], sources: list[tuple[list[Prompt], int]]) -> dict[str, list[Prompt]]:
+def load_held_out(
+    specs: list[str], sources: list[tuple[list[Prompt], int]], own_reward: bool = False
+) -> dict[str, list[Prompt]]:
     """{spec: its validation prompts}, for what is trained on; `sources` is what load_sources made of it.
 
     ValueError, in one line, where nothing is held out.
@@ -164,7 +167,7 @@ def load_held_out(specs: list[str], sources: list[tuple[list[Prompt], int]]) -> 
         source = source.removesuffix(f"@{split}")
         if split not in (None, "train") or (split is None and Path(name).suffix in SUFFIXES):
             raise ValueError(f"--eval-every: --data {spec} leaves nothing held out; train on {source}@train")
-        prompts = held_out[f"{source}@validation"] = load_prompts(f"{source}@validation")
+        prompts = held_out[f"{source}@validation"] = load_prompts(f"{source}@validation", own_reward)
         if any(prompt.id in trained for prompt in prompts):
             raise ValueError(
                 f"--eval-every: prompts of {source}@validation are trained on from another source"
@@ -238,7 +241,9 @@ def read_dataset(name: str) -> Iterator[tuple[str, dict]]:
     yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def make_prompts(rows: Iterable[tuple[str, dict | str]], name: str, task: str = "math") -> list[Prompt]:
+def make_prompts(
+    rows: Iterable[tuple[str, dict | str]], name: str, task: str = "math", own_reward: bool = False
+) -> list[Prompt]:
     """Rows to prompts, in their order. Dropped, counted and printed: of problems, those that NuminaMath's
     filters reject or whose answer is empty (MATH's training set has four); of requests, those that are not
     in English, too long or empty; of both, those that came before.
@@ -249,12 +254,12 @@ def make_prompts(rows: Iterable[tuple[str, dict | str]], name: str, task: str = 
         total += 1
         reason, gold = None, None
         if task == "math":
-            text = problem_text(row, where)
+            text = problem_text(row, where, own_reward)
             gold = gold_answer(row)
             content = MATH_PROMPT.replace("{problem}", text)  # not format(): both sides are full of braces
             if row.get("source") in NUMINA_SOURCES:
                 numina, reason = True, numina_filter(row, text, gold)
-            if reason is None and gold is None:
+            if reason is None and gold is None and not own_reward:
                 reason, unanswered = "no answer", unanswered or where
         else:
             content = text = request_text(row, where)
@@ -265,7 +270,8 @@ def make_prompts(rows: Iterable[tuple[str, dict | str]], name: str, task: str = 
         if reason:
             dropped[reason] += 1
             continue
-        prompts[key] = Prompt(key, task, [{"role": "user", "content": content}], gold)
+        kept = row if own_reward and task == "math" else {}
+        prompts[key] = Prompt(key, task, [{"role": "user", "content": content}], gold, kept)
 
     reasons = dict.fromkeys((*(NUMINA_FILTERS if numina else ()), *dropped))  # a filter that drops none, too
     counts = ", ".join(f"{reason} {dropped[reason]:,}" for reason in reasons)
@@ -374,15 +380,15 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
 
-def problem_text(row: dict, where: str) -> str:
-    """The problem, of a row that is sure to have a field for its gold."""
+def problem_text(row: dict, where: str, own_reward: bool = False) -> str:
+    """The problem, of a row that is sure to have a field for its gold, unless an own reward needs none."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: {type(row).__name__}, not an object with 'problem' and 'answer'")
     problem = row["problem"] if row.get("problem") is not None else row.get("question")
     if not isinstance(problem, str) or not problem.strip():
         hint = "; requests are chat=..." if "instruction" in row or "conversation" in row else ""
         raise ValueError(f"{where}: no text in 'problem' or 'question'; its fields: {', '.join(row)}{hint}")
-    if "answer" not in row and "solution" not in row:
+    if not own_reward and "answer" not in row and "solution" not in row:
         raise ValueError(f"{where}: no 'answer' and no 'solution'; its fields: {', '.join(row)}")
     return problem.strip()
 
