@@ -13,7 +13,6 @@ DEVICE ?= $(if $(wildcard .venv/requirements-gpu.txt),gpu,cpu)
 LOCK := requirements-$(DEVICE).txt
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc-per-node 1
 RUN := runs/demo
 
 .PHONY: help demo figures test slow lint venv clean
@@ -24,9 +23,9 @@ help:
 demo: venv
 	@echo "demo: train the tiny model with --sync-every 10, evaluate seed and trained, report in $(RUN)/"
 	@rm -rf $(RUN)
-	@$(TORCHRUN) train_dpo.py --sync-every 10 --run-dir $(RUN)
-	@$(PY) evaluate.py --model tiny/llama --data tiny@test --n 10 --out $(RUN)/eval/seed.json
-	@$(PY) evaluate.py --model $(RUN) --data tiny@test --n 10
+	@$(PY) train_dpo.py --sync-every 10 --run-dir $(RUN)
+	@ln -s ../../tiny/llama $(RUN)/seed
+	@$(PY) evaluate.py --model $(RUN)/seed $(RUN)/export/100 --data tiny@test --n 10 --out '$(RUN)/eval/{}.json'
 	@$(PY) tables/report.py --runs $(RUN)
 
 figures: venv

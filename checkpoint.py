@@ -18,12 +18,13 @@ import os
 import shutil
 from pathlib import Path
 
+from flags import TrainFlags
+
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from flags import TrainFlags
 from generate import Window
 from ranks import broadcast_from_first, gather, meet, rank, world_size
 from rewards import Scorer

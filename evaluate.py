@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from flags import Count, Positive, Share, one_line_errors, parse_flags
+
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
@@ -25,7 +27,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from data import Prompt, load_prompts
-from flags import Count, Positive, Share, one_line_errors, parse_flags
 from generate import Generator, Rollout, check_engine, fit_context, load_generator, request_seed
 from model import as_numbers, digest, load_config, load_tokenizer, meta_model, tokenizer_content
 from rewards import Scorer

@@ -14,8 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from transformers import HfArgumentParser
-from transformers.hf_argparser import HfArg
+# What libraries read once, when they are imported. So flags comes before all of them (pyproject.toml sorts it
+# there), in every program; the servers and measurements that a run starts inherit it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Rounds that a waiting thread of OpenMP spins before it sleeps. By default some 300,000: beside other
+    # programs it then burns the time that the thread which it waits for needs (results/busy).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if not sys.stderr.isatty():  # a file: no walls of progress bars, but for the run's own (life.py)
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+from transformers import HfArgumentParser  # noqa: E402
+from transformers.hf_argparser import HfArg  # noqa: E402
 
 TINY_MODEL = os.path.relpath(Path(__file__).parent / "tiny" / "llama")  # from wherever a script is started
 Value = TypeVar("Value")

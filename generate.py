@@ -19,13 +19,14 @@ from functools import partial
 from itertools import islice, takewhile
 from typing import Any
 
+from flags import Limits, TrainFlags
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from data import MixedIterator, Prompt, cached
-from flags import Limits, TrainFlags
 from model import (
     as_numbers,
     digest,
@@ -338,8 +339,8 @@ class VLLMGenerator(Generator):
             for limit, seed in zip(limits, seeds, strict=True)
         ]  # fmt: skip
         requests = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        # vLLM divides by the seconds that the bar has run, which are 0 if ranks.mute() disabled it.
-        bar = partial(tqdm, delay=3, leave=False) if rank() == 0 else False
+        # vLLM divides by the seconds that the bar has run, which are 0 for one that is disabled.
+        bar = partial(tqdm, delay=3, leave=False) if rank() == 0 and sys.stderr.isatty() else False
         outputs = self.llm.generate(requests, params, use_tqdm=bar)
         if self.sleeps:
             self.make_room()

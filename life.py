@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from flags import TrainFlags, one_line_errors, program
+
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -23,7 +25,6 @@ import evaluate
 import plan
 from checkpoint import Checkpoints
 from data import Prompt, split_spec
-from flags import TrainFlags, one_line_errors, program
 from generate import Window, check_engine
 from metrics import of_run
 from model import choose_attention, full_weights
@@ -121,8 +122,10 @@ class Life:
         try:
             if self.start:  # the killed run may not have exported, or measured, this step
                 self.publish(self.start)
-            steps = range(self.start, self.config.steps)
-            self.bar = tqdm(steps, desc="training", initial=self.start, total=self.config.steps)
+            shown = {"initial": self.start, "total": self.config.steps, "disable": rank() > 0}
+            if not sys.stderr.isatty():
+                shown["mininterval"] = 60  # in a file, a line a minute
+            self.bar = tqdm(range(self.start, self.config.steps), "training", **shown)
             yield from self.bar
         finally:
             self.stop.close()
@@ -150,7 +153,7 @@ class Life:
             "staleness": metrics["staleness"],
             "loss": metrics["loss"],
         }
-        self.bar.set_postfix(shown)
+        self.bar.set_postfix(shown, refresh=False)
 
     def after(self, step: int) -> bool:
         """Save, export and measure what is due after a step. True if the run is to stop, by a signal.

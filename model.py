@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+from flags import TrainFlags
+
 import tokenizers
 import torch
 import torch.distributed as dist
@@ -31,7 +33,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flags import TrainFlags
 from ranks import rank, world_size
 
 try:  # torch's kernel for rows of different lengths: GPUs alone, and not in every release

@@ -15,11 +15,12 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
+from flags import TINY_MODEL, Count, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
+
 import torch
 from transformers import AutoConfig, PreTrainedModel
 from transformers.hf_argparser import HfArg
 
-from flags import TINY_MODEL, Count, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
 from model import LOGITS_AT_ONCE, blocks_of, checkpoint_activations, head_dim, load_config, meta_model
 
 GB = 1e9

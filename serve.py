@@ -40,12 +40,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from flags import TINY_MODEL, Count, Share, one_line_errors, parse_flags
+
 import requests
 import torch
 from torch import Tensor, nn
 from transformers.hf_argparser import HfArg
 
-from flags import TINY_MODEL, Count, Share, one_line_errors, parse_flags
 from model import as_numbers, digest, load_config, meta_model
 from ranks import broadcast_from_first, rank
 

@@ -11,12 +11,13 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from flags import TINY_MODEL, Count, Positive, one_line_errors, parse_flags
+
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from data import load_prompts
-from flags import TINY_MODEL, Count, Positive, one_line_errors, parse_flags
 from generate import Rollout, check_engine, fit_context, load_generator, request_seed
 from model import load_tokenizer
 from rewards import Scorer

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from flags import Coefficient, Every, Positive, TrainFlags, one_line_errors, parse_flags
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,6 @@ from transformers.hf_argparser import HfArg
 import metrics
 from batch import micro_batches, to_batch
 from data import MixedIterator, Prompt, load_held_out, load_sources, tasks_of
-from flags import Coefficient, Every, Positive, TrainFlags, one_line_errors, parse_flags
 from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps

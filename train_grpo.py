@@ -18,6 +18,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from flags import Coefficient, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
+
 import torch
 from torch import Tensor
 from transformers.hf_argparser import HfArg
@@ -25,7 +27,6 @@ from transformers.hf_argparser import HfArg
 import metrics
 from batch import groups_to_share, micro_batches, to_batch
 from data import MixedIterator, load_held_out, load_sources, tasks_of
-from flags import Coefficient, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
 from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps

@@ -29,8 +29,9 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from bench.kills import same, wait_for_step  # noqa: E402
 from flags import parse_flags  # noqa: E402
+
+from bench.kills import same, wait_for_step  # noqa: E402
 from ranks import launch  # noqa: E402
 from run import surroundings, write_json, write_text  # noqa: E402
 from serve import TOKEN  # noqa: E402

@@ -31,6 +31,7 @@ from transformers.hf_argparser import HfArg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
 from flags import Count, one_line_errors, parse_flags  # noqa: E402
+
 from run import surroundings, write_json  # noqa: E402
 
 # name: checkpoint, prompts, dtype, P, samples a prompt, longest response, longest prompt and response

@@ -38,13 +38,14 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
+from flags import Count, one_line_errors, parse_flags  # noqa: E402
+
 import life  # noqa: E402
 import train_dpo  # noqa: E402
 import train_grpo  # noqa: E402
 from batch import micro_batches, to_batch  # noqa: E402
 from bench import train_flops  # noqa: E402
 from data import Prompt, load_prompts  # noqa: E402
-from flags import Count, one_line_errors, parse_flags  # noqa: E402
 from generate import Generator, encode_prompts, load_generator, request_seed  # noqa: E402
 from model import (  # noqa: E402
     autocast,

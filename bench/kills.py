@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
 from flags import Count, Every, parse_flags  # noqa: E402
+
 from ranks import launch  # noqa: E402
 from run import read_config, read_metrics, surroundings, write_json  # noqa: E402
 

@@ -17,9 +17,10 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
+from flags import parse_flags  # noqa: E402
+
 import plan  # noqa: E402
 from bench.token_logps_memory import GB, in_fresh_process, resident  # noqa: E402
-from flags import parse_flags  # noqa: E402
 from model import checkpoint_activations, meta_model, token_logps  # noqa: E402
 from run import surroundings, write_json  # noqa: E402
 

@@ -27,6 +27,7 @@ from transformers.hf_argparser import HfArg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
 from flags import Count, Positive, parse_flags  # noqa: E402
+
 from grader import MathVerifier  # noqa: E402
 from run import surroundings, write_json  # noqa: E402
 

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
 from flags import Count, parse_flags  # noqa: E402
+
 from run import read_metrics, surroundings, write_json  # noqa: E402
 from serve import TOKEN, free_port, healthy  # noqa: E402
 

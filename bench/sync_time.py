@@ -24,9 +24,10 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
+from flags import Count, one_line_errors, parse_flags  # noqa: E402
+
 from bench.generation import POINTS, in_new_process  # noqa: E402
 from bench.token_logps_memory import resident  # noqa: E402
-from flags import Count, one_line_errors, parse_flags  # noqa: E402
 from generate import Generator, load_generator  # noqa: E402
 from metrics import Stopwatch  # noqa: E402
 from model import load_policy  # noqa: E402

@@ -34,8 +34,9 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
 
-from bench.generation import in_new_process  # noqa: E402
 from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+
+from bench.generation import in_new_process  # noqa: E402
 from model import token_logps  # noqa: E402
 from run import surroundings, write_json  # noqa: E402
 

@@ -40,8 +40,9 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
 
-from batch import micro_batches, to_batch  # noqa: E402
 from flags import Count, one_line_errors, parse_flags  # noqa: E402
+
+from batch import micro_batches, to_batch  # noqa: E402
 from generate import Rollout  # noqa: E402
 from metrics import Seen, Stopwatch  # noqa: E402
 from model import (  # noqa: E402

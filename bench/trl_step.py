@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python bench/trl_step.py` puts only bench/ there
 
 from flags import Coefficient, Count, Positive, one_line_errors, parse_flags  # noqa: E402
+
 from run import read_lines, read_metrics, surroundings, write_json, write_lines  # noqa: E402
 
 # How TRL holds the weights that it trains. float32 is its default, and what we do: the forwards are bfloat16

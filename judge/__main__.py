@@ -18,9 +18,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from flags import Coefficient, Count, one_line_errors, parse_flags
+
 from transformers.hf_argparser import HfArg
 
-from flags import Coefficient, Count, one_line_errors, parse_flags
 from judge.answers import Answers, load_answers
 from judge.prompts import STYLES, Style
 from judge.verdicts import (

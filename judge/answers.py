@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flags import one_line_errors, parse_flags
+
 from transformers.hf_argparser import HfArg
 
 from data import prompt_id, read_file, request_text
-from flags import one_line_errors, parse_flags
 from run import read_lines, write_lines
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # {model: {question's id: row}}

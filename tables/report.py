@@ -26,6 +26,7 @@ from transformers.hf_argparser import HfArg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tables/ is there
 
 from flags import Count, one_line_errors, parse_flags  # noqa: E402
+
 from judge import bradley_terry  # noqa: E402
 from run import write_json, write_text  # noqa: E402
 from tables import archive, paper  # noqa: E402

@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from types import SimpleNamespace
 
+from flags import parse_flags
+
 import pytest
 import torch
 from conftest import byte_tokenizer, make_checkpoint, torchrun, write_program
@@ -11,7 +13,6 @@ import data
 import generate
 import train_dpo
 from data import Prompt
-from flags import parse_flags
 from generate import (
     Generator,
     VLLMGenerator,

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
+from flags import Limits, parse_flags
+
 import pytest
 from conftest import Grader
 
@@ -15,7 +17,6 @@ import metrics
 import train_dpo
 import train_grpo
 from data import Prompt
-from flags import Limits, parse_flags
 from rewards import Scorer
 from run import point_to_best, read_metrics
 

@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+from flags import parse_flags
+
 import pytest
 
 import evaluate
@@ -12,7 +14,6 @@ import serve
 import show
 import train_dpo
 import train_grpo
-from flags import parse_flags
 from tables import report
 
 ROOT = Path(train_dpo.__file__).parent

@@ -8,6 +8,8 @@ from collections import defaultdict
 from itertools import product
 from statistics import fmean
 
+from flags import parse_flags
+
 import pytest
 import torch
 from conftest import Grader
@@ -16,7 +18,6 @@ from transformers import AutoModelForCausalLM
 import train_dpo
 import train_grpo
 from data import Prompt
-from flags import parse_flags
 from model import token_logps
 from run import read_metrics
 

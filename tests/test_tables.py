@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flags import parse_flags
+
 import pytest
 
 import evaluate
 import train_dpo
 import train_grpo
-from flags import parse_flags
 from metrics import GLOSSARY
 from tables import archive, paper, report
 

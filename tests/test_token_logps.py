@@ -1,11 +1,12 @@
 """Per-token log-probs against the plainest way to compute them."""
 
+from flags import TINY_MODEL
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import model as model_file
-from flags import TINY_MODEL
 from model import checkpoint_activations, choose_attention, sharing_pays, token_logps
 
 

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tiny/chat.py` puts only tiny/ on the path
 
 from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+
 from run import read_lines, write_lines  # noqa: E402
 from tiny import make  # noqa: E402
 

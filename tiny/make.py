@@ -26,8 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tiny/make.py` puts tiny/ on the path, not the repository
 
-from data import MATH_PROMPT  # noqa: E402
 from flags import parse_flags  # noqa: E402
+
+from data import MATH_PROMPT  # noqa: E402
 from run import write_lines  # noqa: E402
 
 # --- Problems: an expression, and the words around it ---

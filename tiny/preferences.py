@@ -25,6 +25,7 @@ from transformers.hf_argparser import HfArg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tiny/ is there
 
 from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+
 from model import load_config, load_tokenizer  # noqa: E402
 from rewards import RewardModel  # noqa: E402
 
