@@ -208,6 +208,7 @@ class Generator:
         self.version, self.busy = None, Busy()
         # Of sync.py, which sets them: whether the engine repacks weights; what a copy may leave of a gap.
         self.repacks, self.tolerance, self.since_rehearsal = False, 0.0, 0
+        self.sync_is_next = False  # of Window: the generator samples nothing more before the next sync
         # A vocabulary is often padded to a round size. Never sample the ids of its padding.
         self.vocabulary = load_config(path).get_text_config().vocab_size
         padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
@@ -308,7 +309,7 @@ class VLLMGenerator(Generator):
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns where there is no GPU
         import vllm
 
-        self.vllm, self.sleeps, self.asleep = vllm, sleeps, False
+        self.vllm, self.sleeps, self.asleep = vllm, sleeps, 0  # asleep: at which of vLLM's levels
         on_gpu = torch.cuda.is_available()
         print(f"generate: vLLM {vllm.__version__} on the {'GPU' if on_gpu else 'CPU'}, in this process")
         if not on_gpu:
@@ -324,10 +325,12 @@ class VLLMGenerator(Generator):
         self.can_sleep = sleeps or (can_sleep and on_gpu)
         self.llm = vllm.LLM(**settings, enable_sleep_mode=self.can_sleep)
 
-    def _wake(self):
+    def _wake(self, for_weights=False):
+        if self.asleep == 2 and not for_weights:
+            raise RuntimeError("generate: the engine has dropped its weights, and no sync has come since")
         if self.asleep:
             self.llm.wake_up()
-            self.asleep = False
+            self.asleep = 0
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         self._wake()
@@ -351,10 +354,10 @@ class VLLMGenerator(Generator):
 
     def make_room(self) -> None:
         if self.can_sleep and not self.asleep:
-            # Level 1 keeps the weights, in host memory. Level 2 drops them: an engine that samples before the
-            # next sync would then write nonsense, without an error.
-            self.llm.sleep(level=1)
-            self.asleep = True
+            # Level 1 copies the weights to host memory. Level 2 drops them, so a sync must come first: an
+            # engine woken without one would write nonsense. A rehearsal asks for the old weights, too.
+            self.asleep = 2 if self.sync_is_next and not self.repacks else 1
+            self.llm.sleep(level=self.asleep)
 
     def score(self, ids: list[int]) -> list[list[float]]:
         self._wake()
@@ -363,7 +366,7 @@ class VLLMGenerator(Generator):
         return [[output.prompt_logprobs[t][ids[t]].logprob for t in range(1, len(ids))]]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
-        self._wake()  # on waking, a sleeping engine would restore the weights that it went to sleep with
+        self._wake(for_weights=True)  # first: on waking, an engine restores what it went to sleep with
         return self.llm.collective_rpc(load_in_worker, args=(weights, None))
 
     def reset_prefix_cache(self) -> bool:
@@ -584,6 +587,7 @@ class Window:
         if not self.sampled or self.generator.separate:
             until_sync = config.sync_every - step % config.sync_every
             end = step + int(min(config.ahead, until_sync, config.steps - step))
+            self.generator.sync_is_next = end == step + until_sync
             self._sample(range(step + len(self.sampled), end))
         batch = self.sampled.popleft().result()
         (version,) = {rollout.version for _, group in batch for rollout in group}

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from types import SimpleNamespace
 
-from flags import parse_flags
+from flags import TrainFlags, parse_flags
 
 import pytest
 import torch
@@ -240,17 +240,50 @@ class Sleeper:
 
 def test_a_sleeping_engine_is_woken_first(checkpoints):
     """Weights loaded into an engine that sleeps, which puts the old ones back when it wakes (TRL issue 5312);
-    or nonsense sampled after level 2. Breaks: no _wake() in load_weights; level=2."""
+    nonsense sampled after level 2; a copy of the weights kept that the next sync replaces.
+
+    Breaks: no _wake() in load_weights; level=2 always; no error in _wake; level=1 always.
+    """
     generator = Generator.__new__(VLLMGenerator)
     Generator.__init__(generator, checkpoints["llama"], torch.float32)
-    generator.llm, generator.sleeps, generator.can_sleep, generator.asleep = Sleeper(), True, True, False
+    generator.llm, generator.sleeps, generator.can_sleep, generator.asleep = Sleeper(), True, True, 0
     generator.vllm = SimpleNamespace(SamplingParams=dict)
     generator.sample([], 1, 1.0, 1.0, 8, [])
     generator.load_weights([])
     generator.sample([], 1, 1.0, 1.0, 8, [])
+    generator.sync_is_next = True
+    generator.sample([], 1, 1.0, 1.0, 8, [])
+    with pytest.raises(RuntimeError, match="no sync has come"):
+        generator.sample([], 1, 1.0, 1.0, 8, [])
+    generator.load_weights([])
+    generator.repacks = True
     generator.sample([], 1, 1.0, 1.0, 8, [])
     awake = ["generate", "sleep 1", "wake"]
-    assert generator.llm.calls == [*awake, "load", *awake, "generate", "sleep 1"]
+    last = ["generate", "sleep 2", "wake", "load", "generate", "sleep 1"]
+    assert generator.llm.calls == [*awake, "load", *awake, *last]
+
+
+@pytest.mark.parametrize("sync_every, ahead, calls", [(3, 10, [True]), (4, 3, [False, True])])
+def test_the_generator_is_told_that_a_sync_comes_next(sync_every, ahead, calls, checkpoints):
+    """An engine that drops its weights while steps of its window are to be sampled, or never does. Break:
+    sync_is_next = True."""
+    told = []
+
+    class Told(Odd):
+        answer = [([1, 2], [-1.0, -1.0], "stop")]
+
+        def _complete(self, *arguments):
+            told.append(self.sync_is_next)
+            return super()._complete(*arguments)
+
+    flags = TrainFlags(sync_every=sync_every, ahead=ahead, steps=6, samples_per_prompt=1)
+    batches = data.MixedIterator([(data.load_prompts("tiny@validation"), 1)], 2, seed=0)
+    generator = Told(checkpoints["llama"], torch.float32)
+    generator.version = 0
+    window = Window(generator, batches, SimpleNamespace(begin=lambda *items: None), flags)
+    for step in range(sync_every):
+        window.take(step)
+    assert told == calls
 
 
 class Odd(Generator):
