@@ -216,8 +216,21 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.rename(path)
+
+
+def check_writable(path: str | Path, flag: str = "--out") -> None:
+    """ValueError, in one line, if no file can be written at a path. Nothing is created."""
+    path = Path(path)
+    above = next(place for place in (path, *path.parents) if os.path.exists(place))
+    if above.is_dir() == (above == path):
+        kind = "folder" if above == path else "file"
+        raise ValueError(f"{flag} {path}: cannot be written, since {above} is a {kind}; choose another place")
+    if not os.access(above, os.W_OK):
+        raise ValueError(
+            f"{flag} {path}: cannot be written, since {above} is read-only; choose another place"
+        )
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -230,11 +243,19 @@ def write_lines(path: str | Path, rows: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_text(path: str | Path) -> str:
+    """A file's text, without the byte order mark that Windows writes; ValueError if it is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+
+
 def read_lines(path: str | Path) -> list[dict]:
     """A .jsonl file's objects. ValueError names the file and the line of anything else."""
     rows = []
     # Not splitlines(): a JSON string may hold U+2028 and the like, which splitlines() takes for line ends.
-    for number, line in enumerate(Path(path).read_text().split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError:

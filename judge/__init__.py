@@ -6,7 +6,8 @@
 1. Every question is asked in both orders, as in Arena-Hard, because judges favour a position. AlpacaEval asks
    once, in a random order; here its preference is the mean of the two.
 2. AlpacaEval regularises its fit with data outside its repository: see length_controlled_winrate.
-3. Arena-Hard asks on when a reply holds no verdict. Here that reply is recorded, counted and left out.
+3. Arena-Hard asks on when a reply holds no verdict. Here that reply is recorded, counted and left out. So is
+   one that was cut off. Reasoning in <think> is not read; both benchmarks are older than judges that reason.
 """
 
 from importlib import import_module

@@ -12,13 +12,14 @@ An answers file, FILE or NAME=FILE, comes from `evaluate.py --n 1 --answers FILE
 answers by `python -m judge.answers`.
 """
 
+import sys
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from flags import Coefficient, Count, one_line_errors, parse_flags
+from flags import Coefficient, Count, one_line_errors, parse_flags, program
 
 from transformers.hf_argparser import HfArg
 
@@ -36,9 +37,10 @@ from judge.verdicts import (
     to_preferences,
 )
 from judge.winrates import arena_hard_score, bradley_terry_intervals, length_controlled_winrate, winrate
-from run import surroundings, write_json
+from run import check_writable, read_text, surroundings, write_json
 
 CHARS_PER_TOKEN = 4  # a common rough figure for English
+LACKING = 0.1  # share of verdicts that may be missing or unreadable; above it the command ends with status 1
 Pairs = list[tuple[str, str]]  # (model, baseline)
 
 
@@ -69,7 +71,8 @@ class Config:
         default=None, help="Longest reply. Default: 1 for alpaca_eval, 4096 for arena_hard."
     )
     workers: Count = HfArg(default=8, help="Questions asked at the same time.")
-    retries: Count = HfArg(default=6, help="Retries of one question before the endpoint counts as down.")
+    retries: Count = HfArg(default=12, help="Retries of one question; 12 take a minute.")
+    timeout: Count = HfArg(default=600, help="Seconds to wait for one reply.")
     price_in: Coefficient | None = HfArg(default=None, help="Dollars per million prompt tokens.")
     price_out: Coefficient | None = HfArg(default=None, help="Dollars per million reply tokens.")
     seed: int = HfArg(default=0, help="Seed of the bootstrap.")
@@ -88,7 +91,7 @@ def prepare(config: Config) -> tuple[Answers, Pairs, Style]:
     if config.judge_prompt:
         if not Path(config.judge_prompt).is_file():
             raise ValueError(f"--judge-prompt {config.judge_prompt}: no such file")
-        style = style._replace(system="", prompt=Path(config.judge_prompt).read_text())
+        style = style._replace(system="", prompt=read_text(config.judge_prompt))
         for name in ("{prompt}", "{first}", "{second}"):
             if name not in style.prompt:
                 raise ValueError(f"--judge-prompt {config.judge_prompt}: lacks {name}")
@@ -107,20 +110,28 @@ def print_cost(missing: dict[Key, Question], total: int, style: Style, config: C
     print(f"{len(missing)} of {total} verdicts are missing: {len(missing)} calls, {cost}", flush=True)
 
 
-def collect(config: Config) -> tuple[Answers, Pairs, list[Verdict]]:
-    """Ask for the missing verdicts; return the answers, the pairs and all verdicts, old and new."""
+def collect(config: Config) -> tuple[Answers, Pairs, list[Verdict], int]:
+    """Ask for the missing verdicts; return the answers, the pairs, all verdicts, and how many still lack."""
     answers, pairs, style = prepare(config)
-    path = Path(config.out) / "judgments.jsonl"
+    path, failures = Path(config.out).expanduser() / "judgments.jsonl", ""
+    check_writable(path)
     questions, there = ask_about(answers, pairs, config.judge_model, style), read_judgments(path)
     if any(key in questions and questions[key][1] != row["digest"] for key, row in there.items()):
         raise ValueError(f"{path}: is on other answers, or by another prompt; choose another --out")
     missing = {key: question for key, question in questions.items() if key not in there}
     print_cost(missing, len(questions), style, config)
     if missing:
-        client = connect(config.judge_url, config.retries)
+        client = connect(config.judge_url, config.retries, config.timeout)
         path.parent.mkdir(parents=True, exist_ok=True)
-        ask_all(client, missing, style, path, config.workers)
-    return answers, pairs, [row for key, row in read_judgments(path).items() if key in questions]
+        failures = ask_all(client, missing, style, path, config.workers)
+    judgments = [row for key, row in read_judgments(path).items() if key in questions]
+    lacking = len(questions) - len(judgments)
+    if lacking:
+        said = f"{lacking} of {len(questions)} verdicts are missing: {failures}"
+        if not judgments:
+            raise ValueError(f"--judge-url {config.judge_url}: {said}")
+        print(f"{program()}: {said}", file=sys.stderr)
+    return answers, pairs, judgments, lacking
 
 
 def alpaca_eval_row(
@@ -162,11 +173,14 @@ def make_table(config: Config, answers: Answers, pairs: Pairs, readable: list[Ve
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
-        answers, pairs, judgments = collect(config)
+        answers, pairs, judgments, missing = collect(config)
         readable = [row for row in judgments if row["verdict"] is not None]
         unreadable = len(judgments) - len(readable)
         if unreadable:
-            print(f"{unreadable} of {len(judgments)} verdicts are unreadable, and left out")
+            odd = [row for row in judgments if row["verdict"] is None]
+            cut = sum(row.get("finish_reason") == "length" for row in odd)
+            why = f"{cut} cut off at --judge-max-tokens; the first: {odd[0].get('text')!a:.80}"
+            print(f"{unreadable} of {len(judgments)} verdicts are unreadable, and left out ({why})")
         table = make_table(config, answers, pairs, readable)
     by_letter = sum(not row["logprobs"] for row in readable) if config.style == "alpaca_eval" else 0
     if by_letter:
@@ -176,10 +190,13 @@ def main(args: list[str] | None = None) -> None:
         row["length"] = fmean(answer["length"] for answer in answers[model].values())
         values = (f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         print(f"{model:24s} {'  '.join(values)}")
-    counts = {"verdicts": len(judgments), "unreadable": unreadable, "by_letter": by_letter}
+    counts = {"verdicts": len(judgments), "missing": missing, "unreadable": unreadable}
     flags = {name: getattr(config, name) for name in ("style", "judge_model", "baseline", "judge_prompt")}
-    result = {"models": table, **counts, **flags, **surroundings()}
-    write_json(Path(config.out) / "result.json", result)
+    result = {"models": table, **counts, "by_letter": by_letter, **flags, **surroundings()}
+    write_json(Path(config.out).expanduser() / "result.json", result)
+    if missing + unreadable > LACKING * (missing + len(judgments)):
+        problem = f"more than {LACKING:.0%} of the verdicts are missing or unreadable"
+        sys.exit(f"{program()}: {problem}; the table, and {config.out}/result.json, are of the others alone")
 
 
 if __name__ == "__main__":

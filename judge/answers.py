@@ -18,9 +18,18 @@ from flags import one_line_errors, parse_flags
 from transformers.hf_argparser import HfArg
 
 from data import prompt_id, read_file, request_text
-from run import read_lines, write_lines
+from run import check_writable, read_lines, write_lines
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # {model: {question's id: row}}
+
+
+def split_name(file: str) -> tuple[str, str]:
+    """Split FILE or MODEL=FILE into (model, path). Both may hold "=": the longest path that exists counts."""
+    parts = file.split("=")
+    for i in range(len(parts)):
+        if (path := Path("=".join(parts[i:])).expanduser()).is_file():
+            return "=".join(parts[:i]) or path.stem, str(path)
+    raise ValueError(f"{file}: no such file")
 
 
 def load_answers(files: Iterable[str | Path]) -> Answers:
@@ -31,16 +40,18 @@ def load_answers(files: Iterable[str | Path]) -> Answers:
     """
     answers, paths = {}, []
     for file in map(str, files):
-        model, _, path = file.rpartition("=")
-        model, paths = model or Path(path).stem, [*paths, path]
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
+        model, path = split_name(file)
+        paths.append(path)
         if model in answers:
             raise ValueError(f"{path}: a second {model}; write NAME={path}")
         rows = read_lines(path)
         for name, kind in {"id": str, "prompt": str, "response": str, "length": int}.items():
-            if any(not isinstance(row, dict) or not isinstance(row.get(name), kind) for row in rows):
-                raise ValueError(f'{path}: each line needs "{name}", a {kind.__name__}')
+            fits = [isinstance(row, dict) and isinstance(row.get(name), kind) for row in rows]
+            if not all(fits):
+                problem = (
+                    f'each line needs "{name}", a {kind.__name__}; object {fits.index(False) + 1} has none'
+                )
+                raise ValueError(f"{path}: {problem} (`python -m judge.answers` converts a benchmark's file)")
         answers[model] = {row["id"]: row for row in rows}
         if not rows or len(answers[model]) < len(rows):
             problem = "two lines have one id; evaluate with --n 1" if rows else "no answers"
@@ -62,7 +73,8 @@ def read_answers(path: Path) -> Iterator[dict[str, Any]]:
         answer = row.get("output") if isinstance(row, dict) else None
         if answer is None and isinstance(row, dict):
             turns = row.get("messages") or row.get("conversation") or []
-            answer = next((turn["content"] for turn in turns if turn.get("role") == "assistant"), None)
+            turns = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "assistant"]
+            answer = turns[0].get("content") if turns else None
         if isinstance(answer, dict):  # Arena-Hard's
             answer = answer.get("answer")
         if not isinstance(answer, str):
@@ -73,7 +85,7 @@ def read_answers(path: Path) -> Iterator[dict[str, Any]]:
 def read_difficulties(path: str) -> list[float]:
     """Read the column instruction_difficulty of a .csv file; ValueError, in one line, if there is none."""
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             return [float(row["instruction_difficulty"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError) as error:
         problem = "not a .csv file with a column of numbers, instruction_difficulty"
@@ -92,6 +104,7 @@ class Config:
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
+        check_writable(config.out)
         rows = list(read_answers(Path(config.answers)))
         if config.difficulties:
             values = read_difficulties(config.difficulties)

@@ -106,27 +106,41 @@ LABELS = {  # label: (winner, how often the verdict counts), A being the first a
     "B>A": ("model_b", 1),
     "B>>A": ("model_b", 3),
 }
+LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")  # judge_config.yaml's regex_pattern
 
 
-def read_preference(choice: "Choice") -> float | None:
+def final_text(choice: "Choice") -> str:
+    """Return the reply's text behind its reasoning, <think>...</think>; "" if there is none."""
+    text = choice.message.content if isinstance(choice.message.content, str) else ""
+    text = re.split("</think(?:ing)?>", text)[-1].strip()
+    return "" if text.startswith("<think") else text
+
+
+def read_preference(choice: "Choice", quotable: bool = False) -> float | None:
     """Return the first answer's share, 0 to 1, of the probability that the first token gives to "m" or "M".
 
     None if neither name is among the listed tokens (alpaca_eval's logprob_parser). A reply without log-probs
-    counts by its letter: 1.0 for "m", 0.0 for "M", None for any other text.
+    counts by its letter: 1.0 for "m", 0.0 for "M", None for any other text. So a quotation never counts.
     """
     if not (choice.logprobs and choice.logprobs.content):
-        return {"m": 1.0, "M": 0.0}.get((choice.message.content or "").strip())
-    listed = choice.logprobs.content[0].top_logprobs
+        return {"m": 1.0, "M": 0.0}.get(final_text(choice))
+    listed = getattr(choice.logprobs.content[0], "top_logprobs", None) or []  # some endpoints list none
+    listed = [t for t in listed if t.logprob is not None]  # JSON has no minus infinity
     first, second = (sum(np.exp(t.logprob) for t in listed if t.token.strip() == name) for name in "mM")
     return float(first / (first + second)) if first + second > 0 else None
 
 
-def read_label(choice: "Choice") -> str | None:
+def read_label(choice: "Choice", quotable: bool = False) -> str | None:
     """Return the reply's label, one of LABELS; None if it has none, or several that differ.
 
-    Arena-Hard's get_score reads labels the same way, but its judge is asked to go on when it finds none.
+    So reads Arena-Hard's get_score, but it asks the judge to go on when it finds none. And here reasoning in
+    <think> is not read, a reply that was cut off has no verdict, and where the request or an answer holds a
+    label of its own (`quotable`), only the reply's last line counts.
     """
-    labels = set(re.findall(r"\[\[([AB<>=]+)\]\]", choice.message.content or ""))
+    text = "" if getattr(choice, "finish_reason", None) == "length" else final_text(choice)
+    if quotable:
+        text = text.rstrip("`*\n ").rpartition("\n")[2]
+    labels = set(LABEL.findall(text))
     return labels.pop() if len(labels) == 1 and labels <= set(LABELS) else None
 
 
@@ -134,7 +148,8 @@ class Style(NamedTuple):
     system: str  # the system message; "" for none
     prompt: str  # the user message, with the fields {prompt}, {first} and {second}
     request: dict  # the other arguments of the chat completion
-    read: Callable[["Choice"], float | str | None]  # the verdict on the first answer; None if unreadable
+    # (the reply, whether it may quote a label of an answer) -> the verdict on the first; None if unreadable
+    read: Callable[["Choice", bool], float | str | None]
 
 
 ONE_TOKEN = {"max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": 5}
