@@ -232,6 +232,9 @@ class TrainFlags:
         help="Every so many steps, and at the end, export a checkpoint and measure it on held-out prompts; "
         "best/ names the best one.",
     )
+    report_to: Literal["none", "wandb", "trackio", "tensorboard"] = HfArg(
+        default="none", help="Send each step's metrics there, too. The package is to be installed by hand."
+    )
 
     def generator_settings(self) -> dict[str, Any]:
         """Where and how the generator runs, as generate.load_generator takes it."""

@@ -30,7 +30,7 @@ from metrics import of_run
 from model import choose_attention, full_weights
 from ranks import all_max, all_sum, broadcast_from_first, init_ranks, meet, rank, world_size
 from rewards import Scorer
-from run import Run, check_run_dir, check_same_run, full_disk_ends_run, point_to_best
+from run import Run, check_run_dir, check_same_run, check_tracker, full_disk_ends_run, point_to_best
 
 VALIDATION_SAMPLES = 4  # of each held-out prompt, where --eval-every chooses among checkpoints
 
@@ -47,6 +47,7 @@ def prepare(config: TrainFlags) -> torch.device:
     if rank() == 0:
         check_run_dir(config)
         check_same_run(config)
+    check_tracker(config.report_to)
     check_shared(Path(config.run_dir))
     check_engine(
         config.engine,
@@ -183,9 +184,11 @@ class Life:
         measured = self.held_out and (done % config.eval_every == 0 or last)
         if measured or done % config.save_every == 0 or last:
             checkpoint = export(self.policy, self.generator.tokenizer, self.run.directory, done)
+            self.run.write_card(done)
             if measured:
                 self.generator.make_room()
                 validate(checkpoint, list(self.held_out), config)
+                self.run.write_card(done)  # with what was measured
 
     def close(self) -> None:
         """Close the run's files, the scorer and the generator, and leave the ranks."""
@@ -240,6 +243,8 @@ def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, director
     shutil.rmtree(partial, ignore_errors=True)
     policy.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
+    for file in partial.glob("*.safetensors"):  # which only their owner may read, otherwise
+        shutil.copymode(partial / "config.json", file)
     partial.rename(final)
     return final
 

