@@ -2,17 +2,26 @@
 
     load_prompts("tiny")                             the embedded problems (tiny/make.py), the training split
     load_prompts("tiny@test")                        ... the held-out ones
-    load_prompts("problems.jsonl")                   a .jsonl, .json or .parquet file, every row
+    load_prompts("problems.jsonl")                   a .jsonl(.gz), .json(.gz) or .parquet file, every row
     load_prompts("AI-MO/NuminaMath-CoT@validation")  a data set on the Hugging Face Hub, or in a folder
     load_prompts("openai/gsm8k:main")                one that comes in several configurations
     load_prompts("chat=allenai/WildChat-1M")         requests; chat=tiny are the embedded ones (tiny/chat.py)
     load_sources(["math=tiny:2", "chat=tiny:1"])     both, two math prompts for each chat prompt
 
-A problem has its text in `problem` or `question`, its gold in `answer` or the last \\boxed{} of `solution`;
-a request is a string, `instruction`, `prompt`, or the first of `conversation`, `messages` or `turns`.
-All but `tiny` are split by a hash of the prompt's text, whatever the order of the rows.
+Each row is judged by its own fields, in small or capital letters; null and [] are no values. The first wins:
+
+problem  `prompt` or `context_messages`, a list of messages (verl, DAPO, TRL, OpenRLHF): used as they stand;
+         `problem`, `question`, a text: wrapped in the paper's prompt;
+         `prompt`, `input`, a text (TRL, OpenRLHF): wrapped, too, unless it says how to answer (SAYS_HOW);
+         `messages`, `conversations`: used as they stand, up to the user's last turn
+gold     `ground_truth` in `reward_model`, `answer`, the last box of `solution`, `ground_truth`, `label`,
+         `target`, a short `solution` that is not beside a `problem`, the assistant's last box
+request  a string; the user's first turn in a list (CONVERSATIONS, `prompt`); `instruction`, `prompt`, `input`
+
+All but `tiny` are split by a hash of the prompt's text; not so a set whose only part is test or validation.
 """
 
+import gzip
 import hashlib
 import json
 import math
@@ -21,6 +30,7 @@ import random
 import re
 import tempfile
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,7 +42,7 @@ from tqdm import tqdm
 
 TASKS = ("math", "chat")
 TINY = {"math": Path(__file__).parent / "tiny/problems", "chat": Path(__file__).parent / "tiny/requests"}
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 SPLITS = ("train", "validation", "test")
 HELD_OUT = {"math": 1980, "chat": 470}  # prompts in validation, and as many in test (paper sections 4 and 6)
 
@@ -49,6 +59,15 @@ MATH_PROMPT = (
     r"Your response should end with 'The final answer is $\boxed{[answer]}$. I hope it is correct.' "
     "where [answer] is the response to the problem."
 )
+
+WHOLE, TALKS = ("prompt", "context_messages"), ("messages", "conversations")  # lists of messages
+TEXTS = ("problem", "question", "prompt", "input")
+GOLDS = ("reward_model", "answer", "solution's box", "ground_truth", "label", "target", "solution", "reply")
+USUAL = {"problem", "question", "answer", "solution's box", None}  # fields that need no mention
+CONVERSATIONS = ("conversation", "messages", "turns", "conversations", "context_messages")  # of requests
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+SAYS_HOW = re.compile(r"\\boxed|####|</?answer>|step[ -]by[ -]step")  # not AMC's "final answer"
+PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")  # two words: a solution, not an answer
 
 # The values of `source` in NuminaMath-CoT and -1.5: a row that has one is filtered, whatever it is read from.
 NUMINA_SYNTHETIC = ("orca_math", "synthetic_amc", "synthetic_math")
@@ -88,23 +107,26 @@ class Prompt:
 def load_prompts(spec: str, own_reward: bool = False) -> list[Prompt]:
     """The prompts of `[TASK=]NAME[@SPLIT]`; TASK is math or chat, SPLIT is train, validation, test or all.
 
-    The default task is math, the default split `all` for a file, else `train`. own_reward: problems need no
-    gold, and keep their rows. Raises ValueError, in one line, on unusable input.
+    The default task is math, the default split `all` for a file, else `train`, or the part of a set that has
+    one. own_reward: problems need no gold, and keep their rows. Raises ValueError, in one line, on bad input.
     """
     task, name, split = split_spec(spec)
-    is_file = Path(name).suffix in SUFFIXES
-    if split is None:
-        split = "all" if is_file else "train"
-    if split not in (*SPLITS, "all"):
+    if split not in (None, *SPLITS, "all"):
         raise ValueError(f"--data {spec}: unknown split '{split}': use train, validation, test or all")
 
     if name == "tiny":  # comes split: disjoint by construction
-        files = [TINY[task] / f"{part}.jsonl" for part in SPLITS if split in (part, "all")]
+        files = [TINY[task] / f"{part}.jsonl" for part in SPLITS if (split or "train") in (part, "all")]
         return make_prompts(chain.from_iterable(map(read_file, files)), name, task, own_reward)
-    if is_file:
-        rows = read_file(Path(name))
+    if name.endswith(SUFFIXES):
+        rows, split = read_file(Path(name)), split or "all"
     elif HUB_NAME.fullmatch(name) or os.path.isdir(name):
-        rows = read_dataset(name)
+        part, rows = read_dataset(name)
+        whole = part in ("validation", "test")  # a benchmark: nothing of it is for training
+        if whole and split not in (None, part, "all"):
+            raise ValueError(f"--data {spec}: its only part is named '{part}': use @{part}")
+        if whole:
+            print(f"data: {name}: its only part is named '{part}', taken whole", flush=True)
+        split = "all" if whole else split or "train"
     else:
         kinds = f"a file in {', '.join(SUFFIXES)}, a folder or a Hub name owner/name"
         raise ValueError(f"--data {spec}: no such data: use tiny, {kinds}")
@@ -133,18 +155,15 @@ def tasks_of(specs: list[str]) -> list[str]:
 def load_sources(specs: list[str], own_reward: bool = False) -> list[tuple[list[Prompt], int]]:
     """(prompts, weight) of each `SPEC[:WEIGHT]`: of a step's prompts a source gives its weight's share.
 
-    What an earlier source has, too, is left out, counted and printed: one prompt must not stand in a step
-    twice.
+    What an earlier source has, too, is left out, counted and printed: a step must have no prompt twice.
     """
     sources, seen = [], set()
     for spec in specs:
         name, weight = split_weight(spec)
         prompts = load_prompts(name, own_reward)
         fresh = [prompt for prompt in prompts if prompt.id not in seen]
-        if len(fresh) < len(prompts):
-            print(
-                f"data: {name}: {len(prompts) - len(fresh):,} prompts are in an earlier source, too; left out"
-            )
+        if known := len(prompts) - len(fresh):
+            print(f"data: {name}: {known:,} prompts are in an earlier source, too; left out")
         if not fresh:
             raise ValueError(f"--data {spec}: all its prompts are in the sources before it; name it once")
         seen |= {prompt.id for prompt in fresh}
@@ -165,13 +184,11 @@ def load_held_out(
         source, _ = split_weight(spec)
         _, name, split = split_spec(source)
         source = source.removesuffix(f"@{split}")
-        if split not in (None, "train") or (split is None and Path(name).suffix in SUFFIXES):
+        if split not in (None, "train") or (split is None and name.endswith(SUFFIXES)):
             raise ValueError(f"--eval-every: --data {spec} leaves nothing held out; train on {source}@train")
         prompts = held_out[f"{source}@validation"] = load_prompts(f"{source}@validation", own_reward)
         if any(prompt.id in trained for prompt in prompts):
-            raise ValueError(
-                f"--eval-every: prompts of {source}@validation are trained on from another source"
-            )
+            raise ValueError(f"--eval-every: {source}@validation is trained on from another source, too")
     return held_out
 
 
@@ -192,14 +209,20 @@ def read_file(path: Path) -> Iterator[tuple[str, dict]]:
     """Yield (where, row): `where` names the place in an error message."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    refuse_pointer(path)
     if path.suffix == ".parquet":
-        yield from read_dataset(str(path))
+        yield from read_dataset(str(path))[1]
         return
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if content.startswith(b"\x1f\x8b"):  # not by its name: some programs unpack what they download
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    one_a_line = path.suffix == ".jsonl"
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: a damaged .gz file ({error}): download it again") from None
+    one_a_line = path.name.endswith((".jsonl", ".jsonl.gz"))
     # Not splitlines(): a JSON string may hold U+2028 and its like, which that takes for line ends.
     for number, line in enumerate(text.split("\n") if one_a_line else [text], 1):
         if not line.strip():
@@ -218,8 +241,15 @@ def read_file(path: Path) -> Iterator[tuple[str, dict]]:
             raise ValueError(f"{path}: holds one {type(value).__name__}, not a list of objects")
 
 
-def read_dataset(name: str) -> Iterator[tuple[str, dict]]:
-    """Yield (where, row) of a Hub set, a folder or a .parquet file.
+def refuse_pointer(path: Path) -> None:
+    """ValueError in one line for what Git leaves of a large file where Git LFS is not installed."""
+    with path.open("rb") as file:
+        if file.read(30).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path}: a Git LFS pointer, not the data: run `git lfs pull` there")
+
+
+def read_dataset(name: str) -> tuple[str, Iterator[tuple[str, dict]]]:
+    """(the part's name, its rows as read_file's) of a Hub set, a folder or a .parquet file.
 
     Of a set with splits only its `train` is read, and ours are cut from that: its own test set stays unseen.
     """
@@ -232,13 +262,15 @@ def read_dataset(name: str) -> Iterator[tuple[str, dict]]:
             repository, _, configuration = name.partition(":")
             parts = datasets.load_dataset(repository, configuration or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        for file in filter(Path.is_file, Path(name).rglob("*")):
+            refuse_pointer(file)
         reason = str(error.__cause__ or error).partition("\n")[0]
         remedy = "check the name and the network, or download it and pass a file or folder"
         raise ValueError(f"--data {name}: cannot be loaded ({reason}): {remedy}") from error
     if "train" not in parts and len(parts) > 1:
         raise ValueError(f"--data {name}: no split 'train' but {', '.join(parts)}: pass one as a file")
-    rows = parts["train"] if "train" in parts else next(iter(parts.values()))
-    yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
+    part = "train" if "train" in parts else next(iter(parts))
+    return part, ((f"{name}, row {number}", row) for number, row in enumerate(parts[part], 1))
 
 
 def make_prompts(
@@ -249,20 +281,19 @@ def make_prompts(
     in English, too long or empty; of both, those that came before.
     """
     prompts: dict[str, Prompt] = {}
-    dropped, total, numina, unanswered = Counter(), 0, False, None
+    dropped, read, total, numina, unanswered = Counter(), Counter(), 0, False, None
     for where, row in tqdm(rows, desc="data", unit="row", delay=3, leave=False):
         total += 1
-        reason, gold = None, None
+        reason, gold, form = None, None, (None, "", None)
         if task == "math":
-            text = problem_text(row, where, own_reward)
-            gold = gold_answer(row)
-            content = MATH_PROMPT.replace("{problem}", text)  # not format(): both sides are full of braces
+            form, text, messages, gold = read_problem(row, where, own_reward)
             if row.get("source") in NUMINA_SOURCES:
                 numina, reason = True, numina_filter(row, text, gold)
             if reason is None and gold is None and not own_reward:
                 reason, unanswered = "no answer", unanswered or where
         else:
-            content = text = request_text(row, where)
+            text = request_text(row, where)
+            messages = [{"role": "user", "content": text}]
             reason = request_filter(row, text)
         key = prompt_id(text)
         if reason is None and key in prompts:
@@ -270,8 +301,8 @@ def make_prompts(
         if reason:
             dropped[reason] += 1
             continue
-        kept = row if own_reward and task == "math" else {}
-        prompts[key] = Prompt(key, task, [{"role": "user", "content": content}], gold, kept)
+        prompts[key] = Prompt(key, task, messages, gold, row if own_reward and task == "math" else {})
+        read[form] += 1
 
     reasons = dict.fromkeys((*(NUMINA_FILTERS if numina else ()), *dropped))  # a filter that drops none, too
     counts = ", ".join(f"{reason} {dropped[reason]:,}" for reason in reasons)
@@ -281,27 +312,49 @@ def make_prompts(
         raise ValueError(f"--data {name}: {note if total else 'is empty'}")
     if reasons:
         print(f"data: {name}: {note}", flush=True)
+    if any({field, gold} - USUAL for field, _, gold in read):
+        found = "; ".join(f"{n:,} in '{f}' {how}, gold in '{g}'" for (f, how, g), n in read.items())
+        unboxed = sum("boxed" not in str(prompt.messages) for prompt in prompts.values())
+        hint = f"; {unboxed:,} ask for no \\boxed{{}}: an answer outside LaTeX earns 0" if unboxed else ""
+        print(f"data: {name}: problems: {found}{'' if own_reward else hint}", flush=True)
     return list(prompts.values())
 
 
-def request_text(row: dict | str, where: str) -> str:
-    """The user's first turn: a string, a row of WildChat, AlpacaEval, Arena-Hard, Evol- or Self-Instruct."""
-    if isinstance(row, str):
-        return row.strip()
+def filled(row: dict) -> dict[str, Any]:
+    """A row's fields by their names in small letters, with verl's gold, without null, NaN (pandas) and []."""
+    fields = {key.lower(): value for key, value in row.items()}
+    verl = fields.get("reward_model")
+    fields["reward_model"] = verl.get("ground_truth") if isinstance(verl, dict) else None
+    return {key: value for key, value in fields.items() if value not in (None, []) and value == value}
+
+
+def read_turns(conversation: list) -> list[dict[str, Any]]:
+    """Its turns as {"role", "content"}; ShareGPT's {"from", "value"}, too. The role may be ""."""
+    turns = [turn if isinstance(turn, dict) else {"content": turn} for turn in conversation]  # MT-bench's
+    roles = [str(turn.get("role") or turn.get("from") or "").lower() for turn in turns]
+    contents = [turn.get("content", turn.get("value")) for turn in turns]
+    return [{"role": ROLES.get(r, r), "content": c} for r, c in zip(roles, contents, strict=True)]
+
+
+def request_text(row: dict | str | None, where: str) -> str:
+    """The user's first turn: a string, or of a row with any of the fields above; "" if that is empty."""
+    if isinstance(row, str | None):
+        return (row or "").strip()
     if not isinstance(row, dict):
         raise ValueError(f"{where}: {type(row).__name__}, not a string or an object with 'instruction'")
-    turns = row.get("conversation") or row.get("messages") or row.get("turns")
-    if turns:
-        turns = [{"content": turn} if isinstance(turn, str) else turn for turn in turns]  # MT-bench's
-        text = next((turn.get("content") for turn in turns if turn.get("role", "user") == "user"), None)
+    fields, known = filled(row), (*CONVERSATIONS, "instruction", "prompt", "input")
+    asked = fields.get("instruction") or fields.get("prompt") or ""
+    text = next((fields[name] for name in CONVERSATIONS if name in fields), asked)
+    if isinstance(text, list):
+        users = [turn["content"] for turn in read_turns(text) if turn["role"] in ("user", "")]
+        text = (users[0] or "") if users else None
+    elif text is asked and isinstance(text, str):
+        about = fields.get("input") or fields.get("instances", [{}])[0].get("input")  # Alpaca, Self-Instruct
+        text += f"\n\n{about}" if about else ""
     else:
-        text = row.get("instruction") or row.get("Instruction") or row.get("prompt")
-        about = row.get("input") or (row.get("instances") or [{}])[0].get("input")  # Alpaca, Self-Instruct
-        if isinstance(text, str) and about:
-            text += f"\n\n{about}"
-    if not isinstance(text, str):
-        known = "'conversation', 'messages', 'turns', 'instruction' or 'prompt'"
-        raise ValueError(f"{where}: no text in {known}; its fields: {', '.join(row)}")
+        text = None
+    if not isinstance(text, str) or not {*known} & {*map(str.lower, row)}:
+        raise ValueError(f"{where}: no user's text in {', '.join(known)}; its fields: {', '.join(row)}")
     return text.strip()
 
 
@@ -312,8 +365,7 @@ def request_filter(row: dict | str, text: str) -> str | None:
     """
     if not text:
         return "empty"
-    typed_by_users = isinstance(row, str) or "conversation" in row
-    if not typed_by_users:
+    if isinstance(row, dict) and "conversation" not in row:
         return None
     label = row.get("language") if isinstance(row, dict) else None
     if label != "English" if label else not is_english(text):
@@ -380,31 +432,70 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
 
-def problem_text(row: dict, where: str, own_reward: bool = False) -> str:
-    """The problem, of a row that is sure to have a field for its gold, unless an own reward needs none."""
+def read_problem(row: dict, where: str, own_reward: bool = False) -> tuple:
+    """((its field, how it is used, the gold's field), the problem, the messages, the gold) of a row.
+
+    The row is sure to have a field for its gold, unless an own reward needs none.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: {type(row).__name__}, not an object with 'problem' and 'answer'")
-    problem = row["problem"] if row.get("problem") is not None else row.get("question")
-    if not isinstance(problem, str) or not problem.strip():
-        hint = "; requests are chat=..." if "instruction" in row or "conversation" in row else ""
-        raise ValueError(f"{where}: no text in 'problem' or 'question'; its fields: {', '.join(row)}{hint}")
-    if not own_reward and "answer" not in row and "solution" not in row:
+    fields, answer, how = filled(row), None, "as it stands"
+    lists = [name for name in (*WHOLE, *TALKS) if isinstance(fields.get(name), list)]
+    texts = TEXTS[: -1 if "instruction" in fields else None]  # Alpaca's `input` is half of a request
+    order = (*(name for name in lists if name in WHOLE), *texts, *lists)
+    name = next((name for name in order if name in fields), None)
+    text = fields.get(name)
+    if name in lists:
+        turns = read_turns(text)
+        end = max((number for number, turn in enumerate(turns, 1) if turn["role"] == "user"), default=0)
+        messages, rest = turns[:end], turns[end:]
+        if name in TALKS:
+            answer, rest = rest[-1]["content"] if rest else None, []
+        if not end or rest or not all(turn["role"] and isinstance(turn["content"], str) for turn in messages):
+            raise ValueError(f"{where}: '{name}' must be turns of a role and a text, the last the user's")
+        text = "\n\n".join(turn["content"] for turn in messages if turn["role"] != "system")
+        text = fields.get("problem", fields.get("question", text))  # a problem has one id in all forms
+    if not isinstance(text, str) or not text.strip():
+        known = "'problem', 'question', 'prompt', 'input' or 'messages' (requests are chat=...)"
+        raise ValueError(f"{where}: no text in {known}; its fields: {', '.join(row)}")
+    text = text.strip()
+    if name not in lists:
+        stands = name not in USUAL and (own_reward or SAYS_HOW.search(text))
+        how = how if stands else "wrapped in the paper's prompt"
+        # Not format(): both sides are full of braces.
+        messages = [{"role": "user", "content": text if stands else MATH_PROMPT.replace("{problem}", text)}]
+    if not own_reward and answer is None and {*GOLDS}.isdisjoint(map(str.lower, row)):
         raise ValueError(f"{where}: no 'answer' and no 'solution'; its fields: {', '.join(row)}")
-    return problem.strip()
+    field, gold = gold_answer(row, where, answer, own_reward)
+    return (name, how, field), text, messages, gold
 
 
-def gold_answer(row: dict) -> str | None:
-    r"""A string, the number after GSM8K's #### (1,234 -> 1234), a number (27.0 -> 27), the last \boxed{}."""
-    answer, solution = row.get("answer"), row.get("solution")
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    if isinstance(answer, str):
-        gold = answer.rpartition("####")[2].replace(",", "") if "####" in answer else answer
-    elif isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
-        gold = str(answer)
-    else:
-        gold = boxed_answer(solution) if isinstance(solution, str) else None
-    return (gold or "").strip() or None
+def gold_answer(row: dict, where: str = "", answer: Any = None, own_reward: bool = False) -> tuple:
+    r"""(field, gold): a text, GSM8K's number after #### (1,234 -> 1234), a number (27.0 -> 27), the last box
+    of a solution or an assistant's answer, a list's only item. ValueError, in one line, if it has several.
+    """
+    fields = filled(row)
+    fields["solution's box"] = boxed_answer(str(fields.get("solution", "")))
+    fields["reply"] = boxed_answer(str(answer or ""))
+    for name in GOLDS:
+        value = fields.get(name)
+        if isinstance(value, list):
+            several = len({*map(str, value)}) > 1
+            if several and not own_reward:
+                raise ValueError(f"{where}: several answers in '{name}'; keep one, or make them one text")
+            value = None if several else value[0]
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return name, str(value)
+        if not isinstance(value, str):
+            continue
+        if "####" in value:
+            value = re.sub(r"(?<=\d),(?=\d{3}\b)", "", value.rpartition("####")[2])
+        if name == "solution" and ({"problem", "question"} & fields.keys() or PROSE.search(value)):
+            continue
+        return name, value.strip() or None
+    return None, None
 
 
 def boxed_answer(text: str) -> str | None:
@@ -518,27 +609,18 @@ class MixedIterator:
     def __init__(self, sources, per_step: int, seed: int, rank: int = 0, world: int = 1):
         divisor = math.gcd(*(weight for _, weight in sources))
         sources = [(prompts, weight // divisor) for prompts, weight in sources]
-        total = sum(weight for _, weight in sources)
+        total, flag = sum(weight for _, weight in sources), f"--prompts-per-step {per_step}"
         if per_step % total:
             shares = ":".join(str(weight) for _, weight in sources)
-            raise ValueError(
-                f"--prompts-per-step {per_step}: cannot be shared {shares}; use a multiple of {total}"
-            )
+            raise ValueError(f"{flag}: cannot be shared {shares}; use a multiple of {total}")
         self.parts = []
         for prompts, weight in sources:
             share = per_step // total * weight
             if share % world:
-                raise ValueError(
-                    f"--prompts-per-step {per_step}: {share} of a source, which {world} ranks cannot share"
-                )
+                raise ValueError(f"{flag}: {share} of a source, which {world} ranks cannot share")
             if share > len(prompts):
-                raise ValueError(
-                    f"--prompts-per-step {per_step}: takes {share} prompts from a source of {len(prompts)}"
-                )
+                raise ValueError(f"{flag}: takes {share} prompts from a source of {len(prompts)}")
             self.parts.append(PromptIterator(prompts, share, seed, rank, world))
-
-    def __iter__(self) -> "MixedIterator":
-        return self
 
     def __next__(self) -> list[Prompt]:
         return [prompt for part in self.parts for prompt in next(part)]
@@ -548,8 +630,6 @@ class MixedIterator:
 
     def load_state_dict(self, states: list[dict]) -> None:
         if len(states) != len(self.parts):
-            raise ValueError(
-                f"--data: {len(self.parts)} sources, the checkpoint has {len(states)}: use the same"
-            )
+            raise ValueError(f"--data: {len(self.parts)} sources, the checkpoint has {len(states)}: use them")
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)

@@ -22,6 +22,7 @@ from typing import Any
 from flags import Limits, TrainFlags
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -98,7 +99,13 @@ def encode_each(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> It
     with tqdm(total=len(prompts), desc="encoding prompts", delay=3, leave=False) as bar:
         for start in range(0, len(prompts), ENCODED_AT_ONCE):
             some = prompts[start : start + ENCODED_AT_ONCE]
-            encoded = render([[*earlier, *p.messages] for p in some], add_generation_prompt=True)
+            try:
+                encoded = render([[*earlier, *p.messages] for p in some], add_generation_prompt=True)
+            except TemplateError as error:  # many templates have no system role
+                remedy = "leave such turns out of the data, or take another model"
+                raise ValueError(
+                    f"--data: the chat template refuses a prompt's turns ({error}); {remedy}"
+                ) from error
             for prompt, ids in zip(some, encoded, strict=True):
                 if ids[: len(before)] != before:
                     raise ValueError("--system-block False: the chat template renders no turn by itself")

@@ -21,6 +21,8 @@ FILES = {  # name: content
     "fields.jsonl": GOOD + '{"text": "What?"}\n',
     "golds.jsonl": '{"problem": "Which?", "answer": "\\\\frac{1}{"}\n',
     "good.jsonl": GOOD,
+    "roots.jsonl": '{"prompt": "x^2 = 4?", "label": ["2", "-2"]}\n',
+    "pointer.parquet": "version https://git-lfs.github.com/spec/v1\noid sha256:083b\nsize 3754529\n",
     "chat.jsonl": '{"instruction": "Hi"}\n',
     "folder/note.txt": "no model\n",
     "used/metrics.jsonl": "{}\n",
@@ -103,6 +105,10 @@ REFUSED = [  # script, flags, what the line must say
     (DPO, "--data {}/empty.jsonl", "--data {}/empty.jsonl: is empty"),
     (DPO, "--data {}/broken.jsonl", "{}/broken.jsonl, line 2: not JSON"),
     (DPO, "--data {}/fields.jsonl", "{}/fields.jsonl, line 2: no text in"),
+    # Golds that may mean any or all; a file never downloaded. Breaks: no `several` in gold_answer; no
+    # refuse_pointer.
+    (DPO, "--data {}/roots.jsonl", "{}/roots.jsonl, line 1: several answers in 'label'"),
+    (DPO, "--data {}/pointer.parquet", "{}/pointer.parquet: a Git LFS pointer"),
     # Problems nobody can be right about. Break: return all prompts from gradable().
     (DPO, "--data {}/golds.jsonl", "1 of 1 gold answers, the first is '\\\\frac{1}{'"),
     # Responses that the engine would cut, or refuse, later. Break: no check in fit_context.

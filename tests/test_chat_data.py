@@ -31,19 +31,32 @@ def some_prompts(task, count):
         {"instruction": "Hi", "input": "there"},  # Alpaca
         {"turns": ["Hi there", "And then?"]},  # MT-bench
         {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi there"}]},
+        {"prompt": [{"role": "user", "content": "Hi there"}], "label": ""},  # TRL, verl
+        {"context_messages": [{"role": "user", "content": "Hi there"}]},  # OpenRLHF
+        {"conversations": [{"from": "human", "value": "Hi there"}, {"from": "gpt", "value": "Hello"}]},
+        {"input": "Hi there"},  # OpenRLHF
     ],
 )
 def test_text_of_a_request(row):
     """Answers of the data set taken for requests, or what an instruction is about left out. Break: [-1] for
     [0] in request_text, or no instances."""
-    about = "input" in row or "instances" in row
+    about = "instruction" in row and ("input" in row or "instances" in row)
     expected = {"Hi there", "Hi"} if not about else {"Hi", "Hi\n\nthere"}
     assert request_text(row, "here") in expected and ("there" in str(row)) == (
         "there" in request_text(row, "")
     )
 
 
-@pytest.mark.parametrize("row", [{"text": "Hi"}, {"instruction": 3}, {"conversation": []}, 7])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "Hi"},
+        {"instruction": 3},
+        {"conversation": "Hi"},
+        {"messages": [{"role": "assistant", "content": "Hi"}]},
+        7,
+    ],
+)
 def test_row_without_a_request(row):
     """An empty prompt where a field has another name. Break: return "" at the end of request_text."""
     with pytest.raises(ValueError, match=r"^here: "):
@@ -77,6 +90,29 @@ def test_requests_are_filtered_and_counted(tmp_path, capsys):
     assert "3 prompts from 8 rows" in said
     for reason in ("repeated 1", "not English 2", "too long 1", "empty 1"):
         assert reason in said
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        None,
+        "",
+        {"instruction": None},
+        {"instruction": ""},
+        {"prompt": " ", "input": None},
+        {"conversation": []},
+        {"messages": None},
+        {"messages": [{"role": "user", "content": None}]},
+    ],
+)
+def test_an_empty_request_is_dropped(tmp_path, capsys, empty):
+    """A run ended by one empty request of a million. Breaks: no None in request_text; no `or ""` behind the
+    content of a turn, or behind the prompt."""
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([empty, {"prompt": "Hi"}]))
+    (prompt,) = load_prompts(f"chat={file}")
+    assert prompt.messages == [{"role": "user", "content": "Hi"}]
+    assert "1 prompts from 2 rows, dropped: empty 1" in capsys.readouterr().out
 
 
 def test_a_benchmark_keeps_all_its_questions(tmp_path):
@@ -123,7 +159,7 @@ def test_bad_spec(spec, message):
 def test_sources_have_weights(monkeypatch):
     """A Hub set's configuration, or a digit at the end of its name, taken for a weight. Break: make the
     weight's colon optional."""
-    monkeypatch.setattr(data, "load_prompts", lambda name: some_prompts(name, 3))
+    monkeypatch.setattr(data, "load_prompts", lambda name, own_reward=False: some_prompts(name, 3))
     specs = ["math=a.jsonl@all:12", "openai/gsm8k:main", "AI/set-2", "openai/gsm8k:socratic:4"]
     sources = load_sources(specs)
     assert [weight for _, weight in sources] == [12, 1, 1, 4]

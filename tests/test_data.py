@@ -1,5 +1,6 @@
 """data.py: what is read, what is dropped, what is held out, and the order of the steps."""
 
+import gzip
 import json
 import random
 from collections import Counter
@@ -83,7 +84,7 @@ def test_gold_answer(row, gold):
 
     Break: without .replace(",", ""), without int(answer), without the bool check.
     """
-    assert data.gold_answer(row) == gold
+    assert data.gold_answer(row)[1] == gold
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,7 @@ def test_formats_agree(tmp_path, monkeypatch):
         assert load_prompts(str(tmp_path / spec)) == expected, spec
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:083b\nsize 3754529\n"
 BAD_FILES = [
     ("gone.jsonl", None, r"gone\.jsonl: no such file"),
     ("gone.parquet", None, r"gone\.parquet: no such file"),
@@ -160,6 +162,27 @@ BAD_FILES = [
     ("a.parquet", "not parquet", r"a\.parquet: cannot be loaded \(Parquet"),
     ("a.jsonl@test", '{"problem": "a", "answer": "1"}', "too few to split, use @all"),
     ("a.jsonl@dev", '{"problem": "a", "answer": "1"}', "unknown split 'dev': use train, "),
+    ("a.jsonl", POINTER, r"a\.jsonl: a Git LFS pointer, not the data: run `git lfs pull`"),
+    ("a.parquet", POINTER, r"a\.parquet: a Git LFS pointer"),
+    ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], r"a\.jsonl\.gz: a damaged \.gz file .*download it again"),
+    ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 99, r"a\.jsonl\.gz: a damaged \.gz file"),
+    ("a.jsonl.gz", "{oops", r"a\.jsonl\.gz, line 1: not JSON"),
+    ("a.jsonl", '{"prompt": "a", "label": ["1", "2"]}', "line 1: several answers in 'label'; keep one"),
+    ("a.jsonl", '{"prompt": [], "label": 1}', "line 1: no text in 'problem'.*: prompt, label"),
+    ("a.jsonl", '{"prompt": null, "label": 1}', "line 1: no text in 'problem'"),
+    ("a.jsonl", '{"prompt": ["a"], "label": 1}', "line 1: 'prompt' must be turns of a role and a text"),
+    ("a.jsonl", '{"prompt": [{"role": "user", "content": null}], "label": 1}', "'prompt' must be turns of"),
+    ("a.jsonl", '{"prompt": [{"role": "system", "content": "a"}], "label": 1}', "the last the user's"),
+    (
+        "a.jsonl",
+        '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": 1}',
+        "the last the user's",
+    ),
+    ("a.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "'messages' must be turns"),
+    ("a.jsonl", '{"messages": "a", "label": 1}', "no text in 'problem'"),
+    ("a.jsonl", '{"prompt": "a"}', "line 1: no 'answer' and no 'solution'"),
+    ("a.jsonl", '{"instruction": "a", "input": "b", "label": 1}', "requests are chat="),
+    ("a.jsonl", '{"prompt": "a", "reward_model": {"ground_truth": {"a": 1}}}', "no answer 1; .*line 1"),
     ("a.txt", "a", r"a\.txt: no such data: use tiny, a file in \.jsonl, \.json, \.parquet"),
 ]
 
@@ -198,6 +221,232 @@ def test_hub_out_of_reach(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"nobody/nothing-1\.5: cannot be loaded .*network") as error:
         load_prompts("nobody/nothing-1.5")
     assert "\n" not in str(error.value)
+
+
+# Other people's formats
+
+DAPO = "Solve the following math problem step by step. What is 1 + 1?"
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def user(content):
+    return [turn("user", content)]
+
+
+def wrapped(text):
+    return user(data.MATH_PROMPT.replace("{problem}", text))
+
+
+FORMATS = [  # row, its messages, its gold
+    # TRL: its own DeepMath-103K has the bare answer in `solution`, NuminaMath-TIR the working.
+    ({"prompt": user("What is 1?"), "solution": r"\frac{1}{2}"}, user("What is 1?"), r"\frac{1}{2}"),
+    (
+        {"prompt": [turn("system", "Think."), *user("What is 2?")], "solution": r"So it is \boxed{2}."},
+        [turn("system", "Think."), *user("What is 2?")],
+        "2",
+    ),
+    ({"prompt": "What is 3?", "solution": "It is hard to say."}, None, None),  # no answer, only working
+    ({"prompt": "What is 3?", "ground_truth": "3"}, wrapped("What is 3?"), "3"),
+    ({"prompt": "What is 4? Box it: \\boxed{}", "answer": 4}, user("What is 4? Box it: \\boxed{}"), "4"),
+    (
+        {"messages": [*user("What is 5?"), turn("assistant", r"\boxed{4}, no, \boxed{5}")]},
+        user("What is 5?"),
+        "5",
+    ),
+    (
+        {"messages": [*user("1?"), turn("assistant", r"\boxed{1}"), *user("2?")], "answer": "2"},
+        [*user("1?"), turn("assistant", r"\boxed{1}"), *user("2?")],
+        "2",
+    ),
+    (  # ShareGPT
+        {"conversations": [{"from": "human", "value": "6?"}, {"from": "gpt", "value": r"\boxed{6}"}]},
+        user("6?"),
+        "6",
+    ),
+    # verl and DAPO
+    (
+        {
+            "data_source": "math_dapo",
+            "prompt": user(DAPO),
+            "reward_model": {"ground_truth": "2", "style": "rule"},
+        },
+        user(DAPO),
+        "2",
+    ),
+    (
+        {"prompt": user("7?"), "reward_model": {"ground_truth": ["7"]}, "extra_info": {"index": 0}},
+        user("7?"),
+        "7",
+    ),
+    # OpenRLHF
+    ({"input": "8?", "label": "8"}, wrapped("8?"), "8"),
+    ({"prompt": user("9?"), "label": "9"}, user("9?"), "9"),
+    ({"context_messages": user("10?"), "target": 10.0}, user("10?"), "10"),
+    # Rows with several of these fields: the first of the module's docstring wins.
+    ({"problem": "11?", "prompt": "no", "messages": user("no"), "answer": "11"}, wrapped("11?"), "11"),
+    ({"problem": "12?", "prompt": user("Box 12?"), "answer": "12"}, user("Box 12?"), "12"),
+    ({"prompt": user("13?"), "answer": "no", "reward_model": {"ground_truth": "13"}}, user("13?"), "13"),
+    ({"prompt": "14?", "label": "no", "ground_truth": "no", "solution": r"\boxed{14}"}, wrapped("14?"), "14"),
+    ({"prompt": "18?", "target": "no", "label": "no", "ground_truth": "18"}, wrapped("18?"), "18"),
+    ({"prompt": "19?", "target": "no", "label": "19", "solution": "no"}, wrapped("19?"), "19"),
+    ({"Problem": "15?", "ANSWER": "15"}, wrapped("15?"), "15"),
+    ({"problem": None, "prompt": [], "question": "16?", "answer": None, "label": [16]}, wrapped("16?"), "16"),
+    ({"problem": "17?", "answer": float("nan"), "label": 17}, wrapped("17?"), "17"),
+]
+
+
+@pytest.mark.parametrize(("row", "messages", "gold"), FORMATS)
+def test_formats_of_other_programs(tmp_path, row, messages, gold):
+    """Prevents an instruction of the author wrapped in the paper's, a lost system message, the answer of the
+    conversation in its own prompt, and the wrong one of two golds.
+
+    Breaks: each name out of WHOLE, TALKS, TEXTS or GOLDS, or two of them swapped; no SAYS_HOW; no PROSE; no
+    ROLES; no lower() or no NaN in filled.
+    """
+    file = write_rows(tmp_path / "a.jsonl", [row, {"problem": "Another?", "answer": "1"}])
+    prompts = load_prompts(file)
+    assert [(p.messages, p.answer) for p in prompts] == [
+        *([(messages, gold)] if gold else []),
+        (wrapped("Another?"), "1"),
+    ]
+
+
+def test_a_mixture_says_what_was_read(tmp_path, capsys):
+    """Prevents a file that is silently read as something else. Break: no line in make_prompts; a count of all
+    rows, the repeated ones too."""
+    rows = [
+        {"prompt": user(DAPO), "reward_model": {"ground_truth": "2"}},
+        {"prompt": user(DAPO), "reward_model": {"ground_truth": "2"}},
+        {"prompt": user(r"What is 3? \boxed{}"), "reward_model": {"ground_truth": "3"}},
+        {"input": "What is 4?", "label": "4"},
+        {"problem": "What is 5?", "answer": "5"},
+    ]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    assert [prompt.answer for prompt in load_prompts(file)] == ["2", "3", "4", "5"]
+    dropped, read = capsys.readouterr().out.splitlines()
+    assert "4 prompts from 5 rows, dropped: repeated 1" in dropped
+    wrap = "wrapped in the paper's prompt"
+    assert read == (
+        f"data: {file}: problems: 2 in 'prompt' as it stands, gold in 'reward_model'; "
+        f"1 in 'input' {wrap}, gold in 'label'; 1 in 'problem' {wrap}, gold in 'answer'; "
+        "1 ask for no \\boxed{}: an answer outside LaTeX earns 0"
+    )
+
+
+def test_ids_of_other_formats(tmp_path):
+    """Prevents a test problem in training because its file has another format, and two conversations taken
+    for one because they end alike.
+
+    Breaks: no `problem` for the text of messages; messages[-1] for all turns; the system's turn in the text.
+    """
+    rows = [
+        {"question": "What is 1 + 1?", "prompt": user("Box it. What is 1 + 1?"), "label": "2"},
+        {"prompt": [turn("system", "Think."), *user("What is  1 + 1?\n")], "label": "2"},
+        {"prompt": "What is 1 + 1?", "label": "2"},
+        {"messages": [*user("What is 1 + 1?"), turn("assistant", r"\boxed{2}")]},
+    ]
+    for row in rows:
+        (prompt,) = load_prompts(write_rows(tmp_path / "a.jsonl", [row]))
+        assert prompt.id == "72f8917549de2d6d"
+    few = [[*user(f"{n}?"), turn("assistant", f"{n}"), *user("And twice that?")] for n in (1, 2)]
+    file = write_rows(tmp_path / "a.jsonl", [{"prompt": talk, "label": "x"} for talk in few])
+    assert len(load_prompts(file)) == 2
+
+
+def test_own_reward_needs_no_gold(tmp_path, capsys):
+    """Prevents an own reward without the row's fields, a refusal of golds that only it understands, and the
+    paper's instruction to box an answer around a prompt of another task.
+
+    Breaks: no `own_reward or` in read_problem; no `not own_reward` in gold_answer or at "no 'answer'".
+    """
+    rows = [
+        {"prompt": "Write a haiku.", "tests": [1]},
+        {"prompt": user("Sort a list."), "reward_model": {"ground_truth": ["a", "b"]}},
+        {"messages": [*user("Hi?"), turn("assistant", "Hi.")]},
+        {"problem": "What is 1?", "answer": "1"},
+    ]
+    prompts = load_prompts(write_rows(tmp_path / "a.jsonl", rows), own_reward=True)
+    assert [prompt.row for prompt in prompts] == rows
+    assert [prompt.answer for prompt in prompts] == [None, None, None, "1"]
+    assert [prompt.messages for prompt in prompts] == [
+        *(user("Write a haiku."), user("Sort a list."), user("Hi?"), wrapped("What is 1?"))
+    ]
+    assert "earns 0" not in capsys.readouterr().out
+
+
+def test_parquet_as_verl_writes_it(tmp_path, monkeypatch):
+    """Prevents nested columns read as something else than JSON's, and shards left out.
+
+    Break: rows.select(range(2)) in read_dataset.
+    """
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {
+            "data_source": "openai/gsm8k",
+            "prompt": user(f"What is {n}? Think step by step."),
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": str(n)},
+            "extra_info": {"split": "train", "index": n, "answer": "no", "question": "no"},
+        }
+        for n in range(4)
+    ]
+    expected = load_prompts(write_rows(tmp_path / "a.jsonl", rows))
+    assert [prompt.answer for prompt in expected] == ["0", "1", "2", "3"]
+    (tmp_path / "shards").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    pandas.DataFrame(rows).to_parquet(tmp_path / "b.parquet")  # numpy arrays and an index inside
+    for shard in (0, 1):
+        part = datasets.Dataset.from_list(rows[2 * shard : 2 * shard + 2])
+        part.to_parquet(tmp_path / f"shards/train-0000{shard}-of-00002.parquet")
+    for name in ("a.parquet", "b.parquet", "shards@all"):
+        assert load_prompts(str(tmp_path / name)) == expected, name
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "plain.jsonl.gz"])
+def test_gzip(tmp_path, name):
+    """Prevents a .gz that is refused, or one that a browser has unpacked. Break: unpack by the name."""
+    rows = numbered(3)
+    text = json.dumps(rows) if ".json." in name else "\r\n".join(json.dumps(row) for row in rows)
+    content = text.encode("utf-8-sig")
+    (tmp_path / name).write_bytes(content if name.startswith("plain") else gzip.compress(content))
+    assert [prompt.answer for prompt in load_prompts(str(tmp_path / name))] == ["1", "2", "3"]
+    with pytest.raises(ValueError, match="leaves nothing held out"):
+        data.load_held_out([str(tmp_path / name)], [])
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_a_set_of_one_part_is_whole(tmp_path, monkeypatch, capsys, part):
+    """Prevents a benchmark of which a tenth or eight tenths are measured, and training on part of it.
+
+    Break: no look at the part's name in load_prompts.
+    """
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "bench"
+    write_rows(folder / f"{part}.jsonl", numbered(30))
+    for spec in (f"{folder}", f"{folder}@{part}", f"{folder}@all"):
+        assert len(load_prompts(spec)) == 30
+    assert f"its only part is named '{part}', taken whole" in capsys.readouterr().out
+    for other in {"train", "validation", "test"} - {part}:
+        with pytest.raises(ValueError, match=rf"@{other}: its only part is named '{part}': use @{part}$"):
+            load_prompts(f"{folder}@{other}")
+    write_rows(folder / "train.jsonl", numbered(20))
+    assert [len(load_prompts(f"{folder}@{split}")) for split in ("train", "test", "all")] == [16, 2, 20]
+
+
+def test_a_folder_of_pointers(tmp_path, monkeypatch):
+    """Prevents talk of a broken file where Git LFS was not installed. Break: no loop in read_dataset."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set/data"
+    folder.mkdir(parents=True)
+    (folder / "train-00000-of-00001.parquet").write_text(POINTER)
+    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet: a Git LFS pointer.*git lfs pull"):
+        load_prompts(str(tmp_path / "set"))
 
 
 # Filters
@@ -498,7 +747,7 @@ def test_real_numina_rows():
     dropped = {}
     for number, line in enumerate((SHARED / "numina_cot_samples.jsonl").read_text().splitlines(), 1):
         row = json.loads(line)
-        gold = data.gold_answer(row)
+        _, gold = data.gold_answer(row)
         reason = data.numina_filter(row, row["problem"], gold) or ("no answer" if gold is None else "kept")
         dropped.setdefault(reason, []).append(number)
     kept = dropped.pop("kept")

@@ -316,6 +316,18 @@ def test_an_engine_that_answers_otherwise_than_asked(checkpoints, prompts, answe
         odd.sample(prompts, 2, 1.0, 1.0, 8, [1, 50])
 
 
+def test_turns_that_a_template_refuses(checkpoints):
+    """A traceback of the template for a system message in the data. Break: no `except` in encode_each."""
+    tokenizer = load_tokenizer(checkpoints["llama"])
+    turns = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1?"}]
+    (ids,) = encode_prompts(tokenizer, [Prompt("0", "math", turns, "1")])
+    assert "Think." in tokenizer.decode(ids) and "1?" in tokenizer.decode(ids)
+    check = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = check + tokenizer.chat_template
+    with pytest.raises(ValueError, match=r"^--data: the chat template refuses .*\(no system role\); leave"):
+        encode_prompts(tokenizer, [Prompt("0", "math", turns, "1")])
+
+
 LLAMA_31 = (  # the shape of Llama 3.1's template: a dated block first, whether or not there is a system turn
     "{{ '<bos>' }}{{ '<head>system</head>\n\nToday Date: 26 Jul 2024\n\n<eot>' }}{% for m in messages %}"
     "{{ '<head>' + m.role + '</head>\n\n' + m.content | trim + '<eot>' }}{% endfor %}"
