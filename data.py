@@ -301,7 +301,8 @@ def make_prompts(
         if reason:
             dropped[reason] += 1
             continue
-        prompts[key] = Prompt(key, task, messages, gold, row if own_reward and task == "math" else {})
+        kept = {"data_source": name, **row} if own_reward and task == "math" else {}
+        prompts[key] = Prompt(key, task, messages, gold, kept)
         read[form] += 1
 
     reasons = dict.fromkeys((*(NUMINA_FILTERS if numina else ()), *dropped))  # a filter that drops none, too

@@ -3,12 +3,14 @@
     python evaluate.py --model runs/dpo --data tiny@test --n 50
     python evaluate.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data math500.jsonl --n 50 --out seed.json
     python evaluate.py --model runs/chat --data chat=tiny@test --reward-model tiny/reward --n 1 --answers F
+    python evaluate.py --model runs/dpo --data rows.jsonl@test --reward mine.py:score
     python evaluate.py --model runs/dpo/export/* --out 'runs/dpo/eval/{}.json'
 
 Several checkpoints of one architecture and tokenizer share an engine: the weights of each are loaded into it.
 Sampling follows the paper (section 6): N = 50 samples per prompt at temperature 0.6 and top-p 0.9.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from flags import Count, Positive, Share, one_line_errors, parse_flags
+from flags import Count, OwnFunction, Positive, Share, one_line_errors, parse_flags
 
 import torch
 from huggingface_hub import snapshot_download
@@ -29,7 +31,7 @@ from transformers.hf_argparser import HfArg
 from data import Prompt, load_prompts
 from generate import Generator, Rollout, check_engine, fit_context, load_generator, request_seed
 from model import as_numbers, digest, load_config, load_tokenizer, meta_model, tokenizer_content
-from rewards import Scorer
+from rewards import OwnReward, Scorer
 from run import checkpoint_path, write_json, write_lines
 from sync import prove_copy
 
@@ -46,6 +48,11 @@ class Config:
     )
     data: str = HfArg(default="tiny@test", help="Prompts of one task, as for the train scripts.")
     reward_model: str | None = HfArg(default=None, help="A checkpoint that scores chat.")
+    reward: OwnFunction | None = HfArg(
+        default=None, help="FILE.py:NAME scores math; its mean is then the result, not an accuracy."
+    )
+    reward_timeout: Positive = HfArg(default=10.0, help="As in the train scripts.")
+    reward_memory: Positive = HfArg(default=8.0, help="As in the train scripts.")
     n: Count = HfArg(default=50, help="N: samples per prompt.")
     limit: Count | None = HfArg(default=None, help="Only the first so many prompts.")
     answers: str | None = HfArg(
@@ -80,11 +87,14 @@ def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | N
     """Mean, standard error and standard deviation over N runs: scores (prompts, N) -> three numbers.
 
     Run j answers every prompt with its sample j. standard_deviation: between the N runs; standard_error: of
-    their mean, standard_deviation / sqrt(N); both None for N = 1.
+    their mean, standard_deviation / sqrt(N); both None for N = 1. NaN, a dropped response, does not count.
     (The brackets in the paper's tables are as wide as a single run's standard deviation: see README.)
     """
     n = len(scores[0])
-    runs = [fmean(row[j] for row in scores) for j in range(n)]
+    runs = [[row[j] for row in scores if not math.isnan(row[j])] for j in range(n)]
+    if not all(runs):
+        raise ValueError("--reward: dropped all responses of a run: there is nothing to average")
+    runs = [fmean(run) for run in runs]
     deviation = stdev(runs) if n > 1 else None
     return fmean(runs), deviation / n**0.5 if n > 1 else None, deviation
 
@@ -135,14 +145,14 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     files_of(config, "out"), files_of(config, "answers")
     paths = [checkpoint_path(model) for model in config.model]
     tokenizers = [load_tokenizer(path, config.system_block) for path in paths]
-    prompts = load_prompts(config.data)[: config.limit]
+    prompts = load_prompts(config.data, config.reward is not None)[: config.limit]
     models = [
         (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE))
         for path, tokenizer in zip(paths, tokenizers, strict=True)
     ]
     if prompts[0].task == "chat" and config.answers and not config.reward_model:
         return models, prompts, None  # for the judge alone
-    scorer = Scorer([prompts[0].task], config.reward_model)
+    scorer = Scorer([prompts[0].task], config.reward_model, own=OwnReward.of(config))
     if prompts[0].task == "math":
         scorer.usable(prompts, fate="count as wrong")  # a benchmark keeps all its problems
     else:
@@ -169,8 +179,8 @@ def accuracy(model: str, data: str, n: int = 50, **settings) -> dict[str, Any]:
     """Sample n answers to each prompt and score them: a summary, and what it took to get it.
 
     model: a checkpoint's or a run's directory, or a Hub name. data: a spec for load_prompts; problems give
-    summarize()'s dictionary, requests summarize_rewards()'s. settings: the other fields of Config.
-    ValueError in one line for a model or data that cannot be used.
+    summarize()'s dictionary, requests, and problems with a reward, summarize_rewards()'s. settings: the other
+    fields of Config. ValueError in one line for a model or data that cannot be used.
     """
     config = Config(model=[model], data=data, n=n, **settings)
     ((summary, _),) = measure(prepare(config), config)
@@ -298,10 +308,14 @@ def score(
     if scorer:
         scorer.set_counts(dict.fromkeys(scorer.counts(), 0))  # count what goes wrong with this model alone
         scores = scorer.score(repeated, responses)
-        if prompts[0].task == "math":
-            summary = summarize(by_prompt(scores)) | scorer.counts()
-        else:
-            summary = summarize_rewards(by_prompt(scores), by_prompt(lengths)) | scorer.counts()
+        with one_line_errors():
+            if prompts[0].task == "math" and not config.reward:
+                summary = summarize(by_prompt(scores))
+            else:
+                summary = summarize_rewards(by_prompt(scores), by_prompt(lengths))
+        if config.reward and {*scores} <= {0.0, 1.0}:
+            summary["pass_at_n"] = fmean(map(max, by_prompt(scores)))
+        summary |= scorer.counts()
     summary = {
         "model": str(path),
         "data": config.data,
@@ -315,7 +329,7 @@ def score(
             "prompt": prompt.messages[-1]["content"],
             "response": response,
             "length": len(response),  # characters, as judge/ wants
-            "reward": score,
+            "reward": None if score is None or math.isnan(score) else score,
         }
         for prompt, response, score in zip(repeated, responses, scores, strict=True)
     ]
@@ -329,7 +343,8 @@ def main(args: list[str] | None = None) -> None:
     files = zip(config.model, files_of(config, "out"), files_of(config, "answers"), strict=True)
     for (model, out, answers), (result, rows) in zip(files, measure(prepared, config), strict=True):
         if out is None and (Path(model) / "export").is_dir():
-            name = Path(result["model"]).name + ("" if "accuracy" in result else ".chat")
+            kind = "" if "accuracy" in result else ".reward" if config.reward else ".chat"
+            name = Path(result["model"]).name + kind
             out = Path(model) / "eval" / f"{name}.json"
         if out:
             write_json(out, result)

@@ -4,6 +4,7 @@ A script's flags are the fields of a dataclass, its `Config`; `transformers.HfAr
 """
 
 import argparse
+import hashlib
 import math
 import os
 import sys
@@ -73,6 +74,22 @@ class Limits(str):
         if task not in given and "" not in given:
             raise ValueError(f"--max-new-tokens {self}: none for {task}; write {self},{task}=...")
         return int(float(given.get(task, given.get(""))))
+
+
+class OwnFunction(str):
+    """A flag's type: FILE.py:NAME, a function in a file that is there."""
+
+    def __new__(cls, text: str):
+        file, _, name = text.rpartition(":")
+        if not (file.endswith(".py") and name.isidentifier()):
+            raise ArgumentTypeError(f"takes FILE.py:NAME, a function in a file; got {text!r}")
+        if not os.path.isfile(file):
+            raise ArgumentTypeError(f"no such file: {file}")
+        return super().__new__(cls, text)
+
+    def content(self) -> str:
+        """A hash of the file."""
+        return hashlib.sha256(Path(self.rpartition(":")[0]).read_bytes()).hexdigest()
 
 
 class Positive(float):
@@ -156,6 +173,16 @@ class TrainFlags:
     )
     reward_model: str | None = HfArg(
         default=None, help="A checkpoint that scores chat; answers to math are verified, whatever it is."
+    )
+    reward: OwnFunction | None = HfArg(
+        default=None,
+        help="FILE.py:NAME, your function that scores math instead of Math-Verify; see docs/own_reward.md.",
+    )
+    reward_timeout: Positive = HfArg(
+        default=10.0, help="Seconds that it may take for a response; for a batch, if it scores batches."
+    )
+    reward_memory: Positive = HfArg(
+        default=8.0, help="GiB of address space of each process that calls it; CUDA takes hundreds."
     )
     resume: bool = HfArg(default=False, help="Go on with the run in --run-dir from its newest checkpoint.")
     seed: int = HfArg(default=0, help="Seed of the prompts' order, of the samples and of DPO's pairs.")

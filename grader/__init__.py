@@ -1,7 +1,9 @@
-"""Grade math answers with Math-Verify, in worker processes that can be killed (paper section 4).
+"""Grade answers in worker processes that can be killed: with Math-Verify (paper section 4), or by a function
+of the user's own.
 
     math_reward(response, gold)     the reward: a pure function without a deadline (grade.py)
     MathVerifier                    applies it to what a model wrote, with a deadline (workers.py)
+    OwnReward                       the same for --reward FILE.py:NAME (own.py; call.py is its worker's side)
 
     with MathVerifier(workers=2) as verifier:
         scores = verifier.score([(r"The final answer is $\\boxed{1/2}$. I hope it is correct.", "0.5")])
@@ -13,6 +15,7 @@ back. So each worker is a subprocess that grades one item at a time; the parent 
 """
 
 from grader.grade import math_reward
+from grader.own import OwnReward
 from grader.workers import MathVerifier
 
-__all__ = ["MathVerifier", "math_reward"]
+__all__ = ["MathVerifier", "OwnReward", "math_reward"]

@@ -1,14 +1,10 @@
-"""The reward of a math answer, and the program that a worker process runs to compute it.
+"""The reward of a math answer, for a worker (program.py) and for Python.
 
-A worker starts this file as a script (`--serve SECONDS`). The file therefore imports no other file of the
-project, and no torch: a worker starts in a second and stays small.
+It imports no other file of the project, and no torch: a worker starts in a second and stays small.
 """
 
-import json
 import logging
-import os
-import signal
-import sys
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 # Math-Verify's regular expressions can take time cubic in the length, so only the end of a response is
@@ -69,43 +65,7 @@ def math_reward(response: str, gold: str) -> float:
     return _grade(response, gold)[0]
 
 
-FUNCTIONS = {"grade": _grade, "usable": _usable}  # what a request can call
-
-
-def serve(timeout_s: float) -> None:
-    """Answer requests until stdin closes: one JSON line [function, text...] in, one line with its result out.
-
-    The first line out is "ready". A request that runs for 2 * timeout_s seconds kills the process.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # if the parent is gone, end without a traceback
-    # The kernel's default action on SIGALRM ends the process, even inside C code. The parent kills a late
-    # worker sooner. The alarm is for when the parent itself was killed: a stuck worker would run for days.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    if sys.platform == "linux":  # other systems refuse or ignore RLIMIT_AS
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        if hard == resource.RLIM_INFINITY or hard > MEMORY_BYTES:
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
-
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints goes to stderr, not between the replies
+def functions() -> dict[str, Callable]:
+    """What a request to a worker can call."""
     _grade("$1$", "1")  # imports, and compiles the regular expressions, before the first deadline
-    print(json.dumps("ready"), file=replies, flush=True)
-    for line in sys.stdin:
-        function, *texts = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s)
-        reply = FUNCTIONS[function](*texts)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(reply), file=replies, flush=True)
-
-
-def main() -> None:
-    if len(sys.argv) != 3 or sys.argv[1] != "--serve":
-        raise SystemExit("grade.py: nothing to run; in Python, `from grader import MathVerifier`")
-    serve(float(sys.argv[2]))
-
-
-if __name__ == "__main__":
-    main()
+    return {"grade": _grade, "usable": _usable}

@@ -26,6 +26,7 @@ FILES = {  # name: content
     "chat.jsonl": '{"instruction": "Hi"}\n',
     "folder/note.txt": "no model\n",
     "used/metrics.jsonl": "{}\n",
+    "mine.py": "def score(solution_str): pass\ndef hint(completions, hint): pass\ndef other(text): pass\n",
     "file": "",
 }
 
@@ -66,6 +67,23 @@ BOTH = [  # for each of the train scripts: flags, what the line must say
     ("--data chat={}/chat.jsonl@all", "--reward-model: chat needs a checkpoint"),
     ("--data chat={}/chat.jsonl@all --reward-model {}/folder", "{}/folder: not a checkpoint"),
     ("--data {}/good.jsonl --reward-model rm", "--reward-model rm: nothing to score"),
+    # A reward function found out when the engine is up. Breaks: str for OwnFunction; no shape_of; no check().
+    ("--reward mine", "--reward: takes FILE.py:NAME, a function in a file; got 'mine'"),
+    ("--reward {}/none.py:score", "--reward: no such file: {}/none.py"),
+    (
+        "--data {}/good.jsonl --reward {}/mine.py:score --reward-timeout 0",
+        f"--reward-timeout: {POSITIVE} '0'",
+    ),
+    ("--data {}/good.jsonl --reward {}/mine.py:scores", "--reward {}/mine.py:scores: the file has no scores"),
+    (
+        "--data {}/good.jsonl --reward {}/mine.py:other",
+        "--reward {}/mine.py:other: needs one of the parameters",
+    ),
+    ("--data {}/good.jsonl --reward {}/mine.py:hint", "--reward {}/mine.py:hint: needs hint; --data has the"),
+    (
+        "--data chat={}/chat.jsonl@all --reward-model rm --reward {}/mine.py:score",
+        "--reward {}/mine.py:score: nothing to score, --data has no math",
+    ),
     ("--data {}/good.jsonl --eval-every 5", "--eval-every: --data {}/good.jsonl leaves nothing held out"),
     (
         "--data {}/good.jsonl chat={}/chat.jsonl:2 --max-new-tokens math=8",

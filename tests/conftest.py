@@ -154,7 +154,7 @@ def scripted(monkeypatch):
             engines.append(Scripted(path, dtype, device, texts, noise))
             return engines[0]
 
-        monkeypatch.setattr(script, "load_sources", lambda specs: sources)
+        monkeypatch.setattr(script, "load_sources", lambda specs, own: sources)
         monkeypatch.setattr(script, "load_generator", load_generator)
         return engines
 

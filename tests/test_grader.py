@@ -13,7 +13,7 @@ import pytest
 
 import grader
 import rewards
-from grader import MathVerifier, grade, math_reward, workers
+from grader import MathVerifier, grade, math_reward, program, workers
 
 CASES = Path(__file__).parents[2] / "shared/data/math_grading/cases.jsonl"
 HANGS = {  # each one survives a Python SIGALRM handler, because the time goes into one call of C code
@@ -227,7 +227,7 @@ def test_worker_that_cannot_start_is_an_error(monkeypatch):
 
 def test_orphan_ends_by_itself():
     """Bug: the trainer is killed and its stuck worker burns a core for days. Break: drop the `setitimer`."""
-    command = [sys.executable, grade.__file__, "--serve", "0.2"]
+    command = [sys.executable, program.__file__, "0.2", str(workers.MEMORY_BYTES), grade.__file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         assert json.loads(worker.stdout.readline()) == "ready"
         worker.stdin.write(json.dumps(("grade", *HANGS["factorial"])).encode() + b"\n")
@@ -255,7 +255,7 @@ def test_memory_is_capped(verifier):
     for worker in verifier._workers:
         limits = Path(f"/proc/{worker.process.pid}/limits").read_text().splitlines()
         soft = next(line.split()[3] for line in limits if line.startswith("Max address space"))
-        assert soft != "unlimited" and int(soft) <= grade.MEMORY_BYTES
+        assert soft != "unlimited" and int(soft) <= workers.MEMORY_BYTES
 
 
 def test_close_leaves_no_process():

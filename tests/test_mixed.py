@@ -264,7 +264,7 @@ def test_measuring_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
 def test_a_run_chooses_its_best_checkpoint(run, checkpoints, monkeypatch, tmp_path):
     """--eval-every that measures nothing, or not what is exported at the end. Break: no `or last`."""
     measured = []
-    monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources: {"spec": PROMPTS[:1]})
+    monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources, own: {"spec": PROMPTS[:1]})
     monkeypatch.setattr(life, "validate", lambda path, specs, config: measured.append((path, [*specs])))
     run(train_dpo, "--eval-every", "5")
     assert measured == [(tmp_path / "run" / "export" / "1", ["spec"])] and measured[0][0].is_dir()
@@ -277,7 +277,7 @@ def test_a_run_that_was_cut_while_it_measured(run, monkeypatch, tmp_path):
     def fail(*arguments):
         raise SystemExit("--eval-every: no memory")
 
-    monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources: {"spec": PROMPTS[:1]})
+    monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources, own: {"spec": PROMPTS[:1]})
     monkeypatch.setattr(life, "validate", fail)
     flags = ("--eval-every", "1", "--save-every", "1", "--steps", "1", "--resume")
     with pytest.raises(SystemExit, match="no memory"):
