@@ -40,6 +40,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from grader.as_meant import BOX, box_at
+
 TASKS = ("math", "chat")
 TINY = {"math": Path(__file__).parent / "tiny/problems", "chat": Path(__file__).parent / "tiny/requests"}
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
@@ -492,7 +494,9 @@ def gold_answer(row: dict, where: str = "", answer: Any = None, own_reward: bool
         if not isinstance(value, str):
             continue
         if "####" in value:
-            value = re.sub(r"(?<=\d),(?=\d{3}\b)", "", value.rpartition("####")[2])
+            value = value.rpartition("####")[2].strip()
+            if not value.startswith(("(", "[", "{", r"\{")):  # (1,234) is a pair
+                value = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", value)
         if name == "solution" and ({"problem", "question"} & fields.keys() or PROSE.search(value)):
             continue
         return name, value.strip() or None
@@ -505,18 +509,8 @@ def boxed_answer(text: str) -> str | None:
     >>> boxed_answer(r"so $x=\boxed{1}$, hence $\boxed{\frac{1}{2}}$.")
     '\\frac{1}{2}'
     """
-    boxes = list(re.finditer(r"\\(boxed|fbox)\b\s*", text))
-    if not boxes:
-        return None
-    rest = text[boxes[-1].end() :]
-    if not rest.startswith("{"):
-        return re.match(r"[^\s$]*", rest)[0]
-    depth = 0
-    for token in re.finditer(r"\\.|[{}]", rest, re.DOTALL):  # \{ and \} are printed braces, not groups
-        depth += {"{": 1, "}": -1}.get(token[0], 0)
-        if depth == 0:
-            return rest[1 : token.start()]
-    return None
+    boxes = list(BOX.finditer(text))
+    return box_at(text, boxes[-1].end()) if boxes else None
 
 
 def numina_filter(row: dict, problem: str, gold: str | None) -> str | None:

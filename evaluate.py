@@ -53,6 +53,7 @@ class Config:
     )
     reward_timeout: Positive = HfArg(default=10.0, help="As in the train scripts.")
     reward_memory: Positive = HfArg(default=8.0, help="As in the train scripts.")
+    strict_paper_grading: bool = HfArg(default=False, help="As in the train scripts.")
     n: Count = HfArg(default=50, help="N: samples per prompt.")
     limit: Count | None = HfArg(default=None, help="Only the first so many prompts.")
     answers: str | None = HfArg(
@@ -152,7 +153,9 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     ]
     if prompts[0].task == "chat" and config.answers and not config.reward_model:
         return models, prompts, None  # for the judge alone
-    scorer = Scorer([prompts[0].task], config.reward_model, own=OwnReward.of(config))
+    scorer = Scorer(
+        [prompts[0].task], config.reward_model, own=OwnReward.of(config), strict=config.strict_paper_grading
+    )
     if prompts[0].task == "math":
         scorer.usable(prompts, fate="count as wrong")  # a benchmark keeps all its problems
     else:

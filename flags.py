@@ -184,6 +184,11 @@ class TrainFlags:
     reward_memory: Positive = HfArg(
         default=8.0, help="GiB of address space of each process that calls it; CUDA takes hundreds."
     )
+    strict_paper_grading: bool = HfArg(
+        default=False,
+        help="Grade mathematics with Math-Verify alone, as in the paper. By default golds and answers are "
+        "first written as people mean them (grader/as_meant.py).",
+    )
     resume: bool = HfArg(default=False, help="Go on with the run in --run-dir from its newest checkpoint.")
     seed: int = HfArg(default=0, help="Seed of the prompts' order, of the samples and of DPO's pairs.")
     steps: Count = HfArg(default=100, help="Optimizer steps.")

@@ -273,7 +273,7 @@ def _validate(checkpoint, specs, config):
         flags = {
             "model": checkpoint, "data": spec, "n": VALIDATION_SAMPLES, "engine": config.engine,
             "dtype": config.dtype, "max-new-tokens": config.max_new_tokens.of(task),
-            "system-block": config.system_block,
+            "system-block": config.system_block, "strict-paper-grading": config.strict_paper_grading,
             "out": directory / "validation" / step / f"{task}-{number}.json",
         }  # fmt: skip
         if flags["out"].exists():

@@ -36,7 +36,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from batch import micro_batches
 from data import Prompt, cached
-from grader import MathVerifier, OwnReward, grade, math_reward
+from grader import MathVerifier, OwnReward, as_meant, grade, math_reward
 from model import shard
 from ranks import all_mean, all_sum, broadcast_from_first, gather, pad_to_same_count, rank, world_size
 
@@ -224,7 +224,7 @@ class Scorer:
 
     tasks: the tasks of all prompts that it will score, "math" or "chat".
     reward_model: the checkpoint that scores chat. device: the trainer's, where that computes, too, as for
-        RewardModel.
+        RewardModel. strict: mathematics is graded by Math-Verify alone, as in the paper.
     own: the user's function, which then scores math instead of Math-Verify; closed with the scorer.
     Raises ValueError, in one line, if there is chat and no reward model, or a reward model and no chat.
     """
@@ -235,6 +235,7 @@ class Scorer:
         reward_model: str | None = None,
         device: str | torch.device | None = None,
         own: OwnReward | None = None,
+        strict: bool = False,
     ):
         if "chat" in tasks and reward_model is None:
             raise ValueError(
@@ -250,7 +251,7 @@ class Scorer:
         self.ahead = torch.device(device or "cpu").type == "cuda"
         self.own = own
         # Last: if the reward model cannot be loaded, no workers are left to close.
-        self.verifier = own or (MathVerifier() if "math" in tasks else None)
+        self.verifier = own or (MathVerifier(strict=strict) if "math" in tasks else None)
 
     def usable(self, prompts: list[Prompt], fate: str = "are left out") -> list[Prompt]:
         """The prompts of one task whose responses can be scored; prints how many cannot.
@@ -366,4 +367,5 @@ def gradable(prompts: list[Prompt], verifier: MathVerifier, fate: str = "are lef
 def grader_content(verifier: MathVerifier) -> list:
     """All that decides which golds Math-Verify can parse, beside the golds."""
     packages = ["math-verify", "latex2sympy2-extended", "sympy"]
-    return [*map(version, packages), Path(grade.__file__).read_text(), verifier.timeout_s]
+    code = [Path(module.__file__).read_text() for module in (grade, as_meant)]
+    return [*map(version, packages), *code, verifier.timeout_s, verifier.strict]

@@ -32,6 +32,7 @@ class Config:
     reward: OwnFunction | None = HfArg(default=None, help="As in the train scripts.")
     reward_timeout: Positive = HfArg(default=10.0, help="As in the train scripts.")
     reward_memory: Positive = HfArg(default=8.0, help="As in the train scripts.")
+    strict_paper_grading: bool = HfArg(default=False, help="As in the train scripts.")
     show: Count = HfArg(default=3, help="Number of prompts.")
     samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
     max_new_tokens: Count | None = HfArg(default=None, help="Default: what the context leaves, at most 2048.")
@@ -64,7 +65,8 @@ def main(args: list[str] | None = None) -> None:
         prompts = load_prompts(config.data, config.reward is not None)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        scorer = Scorer([prompts[0].task], config.reward_model, device, OwnReward.of(config))
+        own, strict = OwnReward.of(config), config.strict_paper_grading
+        scorer = Scorer([prompts[0].task], config.reward_model, device, own, strict)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = load_generator(
         config.engine, config.model, dtype, device, max_model_len, system_block=config.system_block

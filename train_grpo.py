@@ -199,7 +199,8 @@ def main(args: list[str] | None = None) -> None:
         held_out = load_held_out(config.data, sources, own) if config.eval_every < math.inf else {}
         to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
         max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-        scorer = Scorer(tasks, config.reward_model, device, OwnReward.of(config))
+        own_reward = OwnReward.of(config)
+        scorer = Scorer(tasks, config.reward_model, device, own_reward, config.strict_paper_grading)
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
         warn(config, tasks)

@@ -4,6 +4,7 @@ of the user's own.
     math_reward(response, gold)     the reward: a pure function without a deadline (grade.py)
     MathVerifier                    applies it to what a model wrote, with a deadline (workers.py)
     OwnReward                       the same for --reward FILE.py:NAME (own.py; call.py is its worker's side)
+    as_meant, boxed_as_meant        write golds and answers as people mean them, before both (as_meant.py)
 
     with MathVerifier(workers=2) as verifier:
         scores = verifier.score([(r"The final answer is $\\boxed{1/2}$. I hope it is correct.", "0.5")])

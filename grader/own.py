@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from data import Prompt
 from grader import call
 from grader.workers import IN_A_ROW, Request, Workers, cores
 
 BATCH = 256  # responses in a call of a batch function; a few more, since all of a prompt's go together
 
-Items = list[tuple[str, Prompt]]  # (response, its prompt)
+Items = list[tuple[str, Any]]  # (response, its data.Prompt); data.py imports this package
 
 
 class Failed(Exception):
@@ -49,7 +48,7 @@ class OwnReward(Workers):
         """The one that a script's flags name, if they name one."""
         return cls(config.reward, config.reward_timeout, config.reward_memory) if config.reward else None
 
-    def check(self, prompts: list[Prompt]) -> None:
+    def check(self, prompts: list[Any]) -> None:
         """ValueError in one line if the function needs a column that no row has, or JSON cannot hold one."""
         columns = set(chain.from_iterable(prompt.row for prompt in prompts))
         missing = set(self.shape["needs"]) - columns - {"prompts", "completions"}
@@ -128,7 +127,7 @@ def about(part: Items, at: int | None = None) -> str:
     return f"{begins} {response[:60]!r} to prompt {prompt.id}"
 
 
-def truth(prompt: Prompt) -> Any:
+def truth(prompt: Any) -> Any:
     """What verl calls the ground truth: as its data has it, or the gold answer, or what stands for one."""
     row = prompt.row
     if isinstance(row.get("reward_model"), dict) and "ground_truth" in row["reward_model"]:

@@ -216,19 +216,19 @@ def cores() -> int:
 class MathVerifier(Workers):
     """`math_reward` in `workers` processes, with a deadline of `timeout_s` seconds for each item.
 
-    The default is one worker per core of this rank's share, at most 16; a worker takes 70 MB. Besides the
-    counters of Workers:
+    The default is one worker per core of this rank's share, at most 16; a worker takes 70 MB. strict: grade
+    with Math-Verify alone, as in the paper; see `math_reward`. Besides the counters of Workers:
         parse_failures  responses from which nothing was extracted
     Raises ValueError for bad arguments, RuntimeError when workers cannot start or die one after another.
     """
 
     broken = f"grader: {Workers.broken}; `python -c 'import math_verify'` shows whether that is installed"
 
-    def __init__(self, workers: int | None = None, timeout_s: float = 10.0):
+    def __init__(self, workers: int | None = None, timeout_s: float = 10.0, strict: bool = False):
         workers = cores() if workers is None else workers
         if workers < 1 or not timeout_s > 0:
             raise ValueError(f"MathVerifier: workers={workers} must be >= 1, timeout_s={timeout_s} > 0")
-        self.parse_failures = 0
+        self.strict, self.parse_failures = strict, 0
         # Pass only what Python needs to start: no token or key beside text that a model wrote.
         kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
@@ -249,10 +249,10 @@ class MathVerifier(Workers):
         machine may just have been busy.
         """
         unique = list(dict.fromkeys(golds))  # a large data set repeats golds: half of them are small numbers
-        replies, _ = self._submit([("usable", gold) for gold in unique]).result()
+        replies, _ = self._submit([("usable", gold, self.strict) for gold in unique]).result()
         bad = {gold for gold, reply in zip(unique, replies, strict=True) if reply is False}
         again = [gold for gold, reply in zip(unique, replies, strict=True) if not isinstance(reply, bool)]
-        replies, _ = self._submit([("usable", gold) for gold in again]).result()
+        replies, _ = self._submit([("usable", gold, self.strict) for gold in again]).result()
         bad |= {gold for gold, reply in zip(again, replies, strict=True) if reply is not True}
         return [index for index, gold in enumerate(golds) if gold in bad]
 
@@ -260,4 +260,4 @@ class MathVerifier(Workers):
         for number, texts in enumerate(items):
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"MathVerifier: item {number} is not text: {str(texts)[-100:]}")
-        return [("grade", *texts) for texts in items]
+        return [("grade", *texts, self.strict) for texts in items]

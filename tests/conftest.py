@@ -104,6 +104,9 @@ class Grader:
 
     parse_failures = restarts = per_s = 0
 
+    def __init__(self, strict):
+        pass
+
     def begin(self, items):
         pass
 

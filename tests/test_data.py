@@ -164,7 +164,11 @@ BAD_FILES = [
     ("a.jsonl@dev", '{"problem": "a", "answer": "1"}', "unknown split 'dev': use train, "),
     ("a.jsonl", POINTER, r"a\.jsonl: a Git LFS pointer, not the data: run `git lfs pull`"),
     ("a.parquet", POINTER, r"a\.parquet: a Git LFS pointer"),
-    ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], r"a\.jsonl\.gz: a damaged \.gz file .*download it again"),
+    (
+        "a.jsonl.gz",
+        gzip.compress(b"{}" * 99, mtime=0)[:-9],
+        r"a\.jsonl\.gz: a damaged \.gz file .*download it again",
+    ),
     ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 99, r"a\.jsonl\.gz: a damaged \.gz file"),
     ("a.jsonl.gz", "{oops", r"a\.jsonl\.gz, line 1: not JSON"),
     ("a.jsonl", '{"prompt": "a", "label": ["1", "2"]}', "line 1: several answers in 'label'; keep one"),
@@ -368,8 +372,9 @@ def test_own_reward_needs_no_gold(tmp_path, capsys):
         {"messages": [*user("Hi?"), turn("assistant", "Hi.")]},
         {"problem": "What is 1?", "answer": "1"},
     ]
-    prompts = load_prompts(write_rows(tmp_path / "a.jsonl", rows), own_reward=True)
-    assert [prompt.row for prompt in prompts] == rows
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    prompts = load_prompts(path, own_reward=True)
+    assert [prompt.row for prompt in prompts] == [{"data_source": path, **row} for row in rows]
     assert [prompt.answer for prompt in prompts] == [None, None, None, "1"]
     assert [prompt.messages for prompt in prompts] == [
         *(user("Write a haiku."), user("Sort a list."), user("Hi?"), wrapped("What is 1?"))
@@ -412,7 +417,7 @@ def test_gzip(tmp_path, name):
     rows = numbered(3)
     text = json.dumps(rows) if ".json." in name else "\r\n".join(json.dumps(row) for row in rows)
     content = text.encode("utf-8-sig")
-    (tmp_path / name).write_bytes(content if name.startswith("plain") else gzip.compress(content))
+    (tmp_path / name).write_bytes(content if name.startswith("plain") else gzip.compress(content, mtime=0))
     assert [prompt.answer for prompt in load_prompts(str(tmp_path / name))] == ["1", "2", "3"]
     with pytest.raises(ValueError, match="leaves nothing held out"):
         data.load_held_out([str(tmp_path / name)], [])
@@ -812,7 +817,7 @@ def test_golds_are_checked_once(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CACHED_FROM", 0)
 
     class Verifier:
-        timeout_s, calls = 10.0, 0
+        timeout_s, strict, calls = 10.0, False, 0
 
         def unparsable(self, golds):
             self.calls += 1
@@ -832,3 +837,5 @@ def test_golds_are_checked_once(tmp_path, monkeypatch):
     source.write_text("# another grader")
     monkeypatch.setattr(rewards.grade, "__file__", str(source))
     assert kept("1", "bad") == (["1"], 4)
+    verifier.strict = True
+    assert kept("1", "bad") == (["1"], 5)

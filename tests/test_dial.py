@@ -221,7 +221,7 @@ def test_stale_responses_without_correction_are_announced(tmp_path, monkeypatch,
     def stop(*args, **settings):
         raise Ready
 
-    monkeypatch.setattr("rewards.MathVerifier", lambda: None)  # it takes seconds to start
+    monkeypatch.setattr("rewards.MathVerifier", lambda strict: None)  # it takes seconds to start
     monkeypatch.setattr("rewards.gradable", lambda prompts, verifier, fate: prompts)
     monkeypatch.setattr(train_grpo, "load_generator", stop)
 

@@ -19,7 +19,7 @@ CASES = Path(__file__).parents[2] / "shared/data/math_grading/cases.jsonl"
 HANGS = {  # each one survives a Python SIGALRM handler, because the time goes into one call of C code
     "power tower (Math-Verify issue 65)": (r"$\boxed{5^{5^{5^{5^5}}}}$", "5"),
     "factorial": (r"$\boxed{99999999999!}$", "5"),
-    "regular expression": (r"\( \boxed{x} " * 400, "5"),
+    "nested parentheses": (r"$\boxed{" + "(" * 300 + "1" + ")" * 300 + "}$", "5"),
 }
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -81,7 +81,6 @@ DIFFERENT = {
     ("2^3", "The answer is 8"): "no LaTeX in the response",
     ("3", "x = 3"): "no LaTeX in the response",
     ("2", r"$17 \bmod 5 = 2$"): "latex2sympy does not parse \\bmod, so the last side is not split off",
-    ("185", "185\\"): "the backslash at the end escapes the closing $ (or brace) that we add",
 }
 
 
@@ -153,7 +152,7 @@ def test_closing_does_not_wait_for_what_was_begun():
 def test_unparsable_golds(verifier):
     """Bug: problems that no response can solve stay in the data. Break: return numbers of unique golds."""
     golds = ["1", "1", "", r"\frac{1}{2}", "x=1", "$5", "\n7\n", "", r"\frac{"]
-    assert verifier.unparsable(golds) == [2, 5, 7, 8]
+    assert verifier.unparsable(golds) == [2, 7, 8]
 
 
 def test_a_grader_that_always_crashes_stops_the_run(monkeypatch):

@@ -186,7 +186,7 @@ def test_only_mathematics_is_graded_ahead_and_beside_a_gpu_alone(monkeypatch, de
     """A reward model asked by one rank, which waits for the others; graders that take a CPU trainer's cores.
     Breaks: all items in begin; no `self.ahead`."""
     begun = []
-    monkeypatch.setattr("rewards.MathVerifier", lambda: SimpleNamespace(begin=begun.append))
+    monkeypatch.setattr("rewards.MathVerifier", lambda strict: SimpleNamespace(begin=begun.append))
     monkeypatch.setattr("rewards.RewardModel", Ruler)
     Scorer(["math", "chat"], "rm", device).begin(PROMPTS[1:], ["2", "b"])
     assert begun == ([[("2", "")]] if device == "cuda" else [])
