@@ -28,7 +28,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from generate import Window
 from ranks import broadcast_from_first, gather, meet, rank, world_size
 from rewards import Scorer
-from run import full_disk_ends_run, numbered, read_lines, write_lines
+from run import full_disk_ends_run, numbered, read_json, read_lines, write_lines
 from sync import sync
 
 FILE_BYTES = 2**30  # a rank's part of a file, about
@@ -91,7 +91,7 @@ class Checkpoints:
                 **drawn,
                 "counts": counts,
             }
-            (partial / "state.json").write_text(json.dumps(state) + "\n")
+            (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
             for path in (*partial.iterdir(), partial, self.directory.parent / "metrics.jsonl"):
                 flush(path)
             shutil.rmtree(final, ignore_errors=True)
@@ -116,7 +116,7 @@ class Checkpoints:
                 )
             print("checkpoint: none yet; the run begins again")
             return None
-        state = json.loads((path / "state.json").read_text())
+        state = read_json(path / "state.json")
         stored = HuggingFaceStorageReader(str(path))
         step, names = state["step"], set(stored.read_metadata().state_dict_metadata)
         print(f"checkpoint: going on from {path}, the generator with weights of step {state['version']}")
@@ -191,7 +191,7 @@ def newest(directory: Path) -> Path | None:
     for step in reversed(numbered(directory)):
         path = directory / str(step)
         try:
-            files = json.loads((path / "state.json").read_text())["files"]
+            files = read_json(path / "state.json")["files"]
             cut = [name for name, size in files.items() if (path / name).stat().st_size != size]
         except (OSError, ValueError, KeyError) as error:
             cut = [f"state.json ({type(error).__name__})"]

@@ -405,7 +405,7 @@ def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "semi-online"
     path = folder / f"{what}-{content.hexdigest()[:32]}.json"
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["sha256"] == checksum(stored["value"]):
             return stored["value"]
         print(f"data: {path} is broken (its checksum is another); computed again")
@@ -418,7 +418,7 @@ def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as partial:  # two runs may write the same at a time
             new = Path(partial) / path.name
-            new.write_text(json.dumps({"sha256": checksum(value), "value": value}))
+            new.write_text(json.dumps({"sha256": checksum(value), "value": value}), encoding="utf-8")
             new.replace(path)
     except OSError as error:
         print(f"data: {path} cannot be written ({error.strerror}); the next start computes it again")

@@ -10,6 +10,7 @@ Several checkpoints of one architecture and tokenizer share an engine: the weigh
 Sampling follows the paper (section 6): N = 50 samples per prompt at temperature 0.6 and top-p 0.9.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,24 +20,43 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from flags import Count, OwnFunction, Positive, Share, one_line_errors, parse_flags
+from flags import (
+    Count,
+    OutFile,
+    OwnFunction,
+    Positive,
+    Share,
+    exit_with,
+    one_line_errors,
+    parse_flags,
+    why_not,
+)
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from data import Prompt, load_prompts
 from generate import Generator, Rollout, check_engine, fit_context, load_generator, request_seed
-from model import as_numbers, digest, load_config, load_tokenizer, meta_model, tokenizer_content
-from rewards import OwnReward, Scorer
-from run import checkpoint_path, write_json, write_lines
+from model import (
+    as_numbers,
+    digest,
+    load_config,
+    load_tokenizer,
+    meta_model,
+    prints_date,
+    stop_ids,
+    tokenizer_content,
+)
+from rewards import Scorer
+from run import checkpoint_path, date_of, write_json, write_lines
 from sync import prove_copy
 
 LONGEST_RESPONSE = 2048  # the paper's limit on mathematics
-# Fields of a checkpoint's configurations that name its files, not its model; the engine has its own dtype.
+# Fields of a checkpoint's config that name its files, not its model; the engine has its own dtype.
 HARMLESS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_from_model_config"}
 
 
@@ -56,12 +76,12 @@ class Config:
     strict_paper_grading: bool = HfArg(default=False, help="As in the train scripts.")
     n: Count = HfArg(default=50, help="N: samples per prompt.")
     limit: Count | None = HfArg(default=None, help="Only the first so many prompts.")
-    answers: str | None = HfArg(
+    answers: OutFile | None = HfArg(
         default=None,
         help="File for all responses, JSON lines; the judge takes it if --n is 1. Needs no reward model. "
         "For several models as --out.",
     )
-    out: str | None = HfArg(
+    out: OutFile | None = HfArg(
         default=None,
         help="JSON file to write. Default for a run directory: its eval/STEP.json. For several models it has "
         "a {}, which stands for the last part of each model's path.",
@@ -72,6 +92,10 @@ class Config:
         default=None, help="Default: what the model's context leaves, at most 2048."
     )
     system_block: bool = HfArg(default=True, help="As in the train scripts.")
+    date: str | None = HfArg(
+        default=None,
+        help="As in the train scripts. Default: of the run that made the checkpoint, or today's.",
+    )
     engine_memory: Share | None = HfArg(
         default=None, help="Share of the GPU that the engine may take. Default: 85 % of what is free."
     )
@@ -145,7 +169,13 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     check_engine(config.engine)
     files_of(config, "out"), files_of(config, "answers")
     paths = [checkpoint_path(model) for model in config.model]
-    tokenizers = [load_tokenizer(path, config.system_block) for path in paths]
+    for model, path in zip(config.model, paths, strict=True):
+        if not config.out and model != path and (problem := why_not(Path(model) / "eval", folder=True)):
+            raise ValueError(f"--model {model}: its folder eval: {problem}; name a file with --out")
+    tokenizers = [load_tokenizer(path, config.system_block, config.date or date_of(path)) for path in paths]
+    for path, tokenizer in zip(paths, tokenizers, strict=True):
+        if prints_date(tokenizer) and not (config.date or date_of(path)):
+            print(f"evaluate: {path}: its chat template prints the date, today's {tokenizer.date} (--date)")
     prompts = load_prompts(config.data, config.reward is not None)[: config.limit]
     models = [
         (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE))
@@ -153,9 +183,7 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     ]
     if prompts[0].task == "chat" and config.answers and not config.reward_model:
         return models, prompts, None  # for the judge alone
-    scorer = Scorer(
-        [prompts[0].task], config.reward_model, own=OwnReward.of(config), strict=config.strict_paper_grading
-    )
+    scorer = Scorer.of(config, [prompts[0].task], date=tokenizers[0].date)
     if prompts[0].task == "math":
         scorer.usable(prompts, fate="count as wrong")  # a benchmark keeps all its problems
     else:
@@ -170,8 +198,8 @@ def files_of(config: Config, flag: str) -> list[Path | None]:
         return [None] * len(config.model)
     files = [Path(pattern.replace("{}", Path(model).absolute().name)) for model in config.model]
     for file in files:
-        if file.is_dir():
-            raise ValueError(f"--{flag} {file}: is a folder; name a file in it")
+        if problem := why_not(file, folder=False):
+            raise ValueError(f"--{flag} {file}: {problem}")
         if files.count(file) > 1:
             remedy = "write {} where the last parts of the models' paths go; these must differ"
             raise ValueError(f"--{flag} {pattern}: several models would write {file}; {remedy}")
@@ -213,15 +241,8 @@ def engine_kind(path: str, tokenizer: PreTrainedTokenizerBase, max_model_len: in
     whole = own.keys() <= set(in_files) <= state.keys() and len(set(in_files)) == len(in_files)
     if not whole or buffers or getattr(config, "quantization_config", None):
         return None
-    try:
-        generation = GenerationConfig.from_pretrained(path).to_dict()  # has the stop tokens
-    except OSError:
-        generation = {}  # without the file
-    fields = [
-        {key: value for key, value in one.items() if key not in HARMLESS}
-        for one in (config.to_dict(), generation)
-    ]
-    return [*fields, tokenizer_content(tokenizer), max_model_len]
+    fields = {key: value for key, value in config.to_dict().items() if key not in HARMLESS}
+    return [fields, stop_ids(path, tokenizer), tokenizer_content(tokenizer), max_model_len]
 
 
 def replace_weights(generator: Generator, path: str, device: torch.device) -> None:
@@ -258,7 +279,7 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
             else:
                 if number:
                     print(f"evaluate: the engine of the model before cannot hold {path}: starting another")
-                generator = start_engine(config, path, dtype, device, max_model_len)
+                generator = start_engine(config, path, tokenizer.date, dtype, device, max_model_len)
             groups = generator.sample(
                 prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
             )
@@ -277,15 +298,15 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
 
 
 def start_engine(
-    config: Config, path: str, dtype: torch.dtype, device: torch.device, length: int
+    config: Config, path: str, date: str, dtype: torch.dtype, device: torch.device, length: int
 ) -> Generator:
-    """An engine for a checkpoint; length: of the longest prompt and response."""
+    """An engine for a checkpoint; date: as for load_tokenizer; length: of the longest prompt and response."""
     memory = config.engine_memory or 0.85
     if device.type == "cuda" and not config.engine_memory:
         free, total = torch.cuda.mem_get_info()  # a reward model or a trainer may hold some of it
         memory *= free / total
     with one_line_errors():
-        settings = {"memory": memory, "system_block": config.system_block}
+        settings = {"memory": memory, "system_block": config.system_block, "date": date}
         return load_generator(config.engine, path, dtype, device, length, **settings)
 
 
@@ -349,11 +370,14 @@ def main(args: list[str] | None = None) -> None:
             kind = "" if "accuracy" in result else ".reward" if config.reward else ".chat"
             name = Path(result["model"]).name + kind
             out = Path(model) / "eval" / f"{name}.json"
-        if out:
-            write_json(out, result)
-        if answers:
-            write_lines(answers, rows)
         print_result(result, answers)
+        try:
+            if out:
+                write_json(out, result)
+            if answers:
+                write_lines(answers, rows)
+        except OSError as error:  # the disk is full, say
+            exit_with(f"{error.filename or out or answers}: {error.strerror}; measured: {json.dumps(result)}")
 
 
 def print_result(result: dict[str, Any], answers: Path | None) -> None:

@@ -5,8 +5,10 @@ A script's flags are the fields of a dataclass, its `Config`; `transformers.HfAr
 
 import argparse
 import hashlib
+import io
 import math
 import os
+import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -113,6 +115,42 @@ class Share(float):
         return super().__new__(cls, number(text, lambda v: 0 < v <= 1, "a number above 0 and at most 1"))
 
 
+class OutFile(str):
+    """A flag's type: a file to write. One that cannot be written is refused before the work, not after it."""
+
+    folder = False
+
+    def __new__(cls, text: str):
+        if problem := why_not(expand(text), cls.folder):
+            raise ArgumentTypeError(f"{expand(text)}: {problem}")
+        return super().__new__(cls, expand(text))
+
+
+class OutFolder(OutFile):
+    """A flag's type: a folder to write in, which need not exist."""
+
+    folder = True
+
+
+def why_not(path: str | Path, folder: bool) -> str | None:
+    """Why a file cannot be written there, or in a folder there; None if it can."""
+    path = Path(os.path.abspath(path))
+    if not folder and path.is_dir():
+        return "is a folder; name a file in it"
+    above = next(part for part in (path, *path.parents) if os.path.exists(part) and (folder or part != path))
+    if not above.is_dir():
+        return "is a file" if above == path else f"cannot be written: {above} is a file"
+    if not os.access(path if os.path.exists(path) else above, os.W_OK):
+        return f"no permission to write in {above}"
+    return None
+
+
+def expand(text: str) -> str:
+    """A path, or TASK=PATH, with the home folder for ~: a shell leaves the one in --run-dir=~/x alone."""
+    task, path = re.fullmatch(r"([^/~]*=)?(.*)", text, re.DOTALL).groups()
+    return (task or "") + os.path.expanduser(path)
+
+
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """--help with the docstring's own lines, and every flag's default."""
 
@@ -120,8 +158,10 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 def parse_flags(config_class: type[Value], args: list[str] | None = None) -> Value:
     """Parse the command line into a dataclass. A wrong flag ends the program with one line and exit status 2.
 
-    --help begins with the docstring of the script that defines the dataclass.
+    --help begins with the docstring of the script that defines the dataclass. In every text a ~ is expanded.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal in ASCII must not end a finished measurement
+        sys.stdout.reconfigure(errors="backslashreplace")
     about = (sys.modules[config_class.__module__].__doc__ or "").replace("%", "%%")
     name = program().replace("%", "%%")
     parser = HfArgumentParser(
@@ -131,6 +171,11 @@ def parse_flags(config_class: type[Value], args: list[str] | None = None) -> Val
     config, unknown = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown flag: {' '.join(unknown)}")
+    for name, value in vars(config).items():
+        if type(value) is str:
+            setattr(config, name, expand(value))
+        elif isinstance(value, list):
+            setattr(config, name, [expand(text) if type(text) is str else text for text in value])
     return config
 
 
@@ -151,10 +196,13 @@ def exit_with(message: Any) -> NoReturn:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Put around checks of what the user gave: a ValueError ends the program with one line, status 2."""
+    """Put around checks of what the user gave: an error ends the program with one line, status 2.
+
+    A ValueError, or an OSError, whose text names the file that cannot be read or written.
+    """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         exit_with(error)
 
 
@@ -209,6 +257,11 @@ class TrainFlags:
         default=True,
         help="False: prompts begin at the user's header, as in the paper, without the block that a chat "
         "template puts before it; Llama 3.1's holds the date.",
+    )
+    date: str | None = HfArg(
+        default=None,
+        help="The day that a chat template prints as today's. Default: of the run's start; a resumed run and "
+        "its evaluations keep it.",
     )
     temperature: Positive = HfArg(default=1.0, help="Of sampling, and of every log-prob in training.")
     dtype: Literal["float32", "bfloat16"] | None = HfArg(
@@ -277,5 +330,6 @@ class TrainFlags:
             "devices": self.generator_devices,
             "urls": self.generator_url,
             "system_block": self.system_block,
+            "date": self.date,
             "token_file": self.generator_token_file,
         }

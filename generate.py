@@ -35,6 +35,8 @@ from model import (
     load_config,
     load_policy,
     load_tokenizer,
+    set_date,
+    stop_ids,
     token_logps,
     tokenizer_content,
 )
@@ -212,6 +214,7 @@ class Generator:
     def __init__(self, path: str, dtype: torch.dtype):
         self.path, self.dtype = path, dtype
         self.tokenizer = load_tokenizer(path)
+        self.stop_ids = stop_ids(path, self.tokenizer)  # the same in every engine
         self.version, self.busy = None, Busy()
         # Of sync.py, which sets them: whether the engine repacks weights; what a copy may leave of a gap.
         self.repacks, self.tolerance, self.since_rehearsal = False, 0.0, 0
@@ -261,6 +264,8 @@ class Generator:
             if not 0 <= min(ids) <= max(ids) < self.vocabulary:
                 outside = f"ids from {min(ids)} to {max(ids)}, of a vocabulary of {self.vocabulary}"
                 raise RuntimeError(f"prompt {prompt.id}: the engine returned {outside}")
+            if not math.isfinite(sum(logps)):
+                raise RuntimeError(f"prompt {prompt.id}: the engine returned a log-prob that is not finite")
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         """For each prompt, n triples (response_ids, logps, finish_reason)."""
@@ -345,6 +350,7 @@ class VLLMGenerator(Generator):
             self.vllm.SamplingParams(
                 n=n, temperature=temperature, top_p=top_p, max_tokens=limit, seed=seed,
                 logprobs=0, flat_logprobs=True, detokenize=False, logit_bias=self.never or None,
+                stop_token_ids=self.stop_ids,
             )
             for limit, seed in zip(limits, seeds, strict=True)
         ]  # fmt: skip
@@ -416,7 +422,8 @@ class ServedGenerator(Generator):
         self.servers = Servers(path, dtype, max_model_len, devices, urls, token_file)
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
-        sampling = {"n": n, "temperature": temperature, "top_p": top_p, "logit_bias": self.never or None}
+        sampling = {"n": n, "temperature": temperature, "top_p": top_p, "stop_token_ids": self.stop_ids}
+        sampling["logit_bias"] = self.never or None
         return self.servers.complete(prompt_ids, sampling, limits, seeds, turn, self.version)
 
     def score(self, ids: list[int]) -> list[list[float]]:
@@ -443,8 +450,6 @@ class TransformersGenerator(Generator):
         super().__init__(path, dtype)
         print(f"generate: transformers on {device} (slow; --engine vllm where it installs)")
         self.model = load_policy(path, device, dtype=dtype)
-        stop = self.model.generation_config.eos_token_id
-        self.stop_ids = set(stop if isinstance(stop, list) else [stop])
 
     @torch.no_grad()
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
@@ -554,12 +559,13 @@ def load_generator(
     devices: list[str] | tuple = (),
     urls: list[str] | tuple = (),
     system_block: bool = True,
+    date: str | None = None,
     token_file: str | None = None,
 ) -> Generator:
     """The generator that the flags name.
 
     memory: share of the GPU that an engine in this process may take. sleeps, can_sleep: as for VLLMGenerator.
-    system_block: as for model.load_tokenizer.
+    system_block, date: as for model.load_tokenizer.
     devices, urls: where vLLM servers are started, or run already (serve.py). token_file: holds the token of
     the latter, unless the variable GENERATOR_TOKEN does.
     """
@@ -572,6 +578,7 @@ def load_generator(
     else:
         generator = VLLMGenerator(path, dtype, max_model_len, memory, sleeps, can_sleep)
     generator.tokenizer.system_block = system_block
+    set_date(generator.tokenizer, date)
     return generator
 
 

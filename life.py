@@ -1,6 +1,5 @@
 """A run's life: it begins or resumes, saves, exports, measures or stops after a step, and closes."""
 
-import json
 import math
 import os
 import shlex
@@ -27,10 +26,19 @@ from checkpoint import Checkpoints
 from data import Prompt, split_spec
 from generate import Window, check_engine
 from metrics import of_run
-from model import choose_attention, full_weights
+from model import choose_attention, full_weights, generation_file, load_config
 from ranks import all_max, all_sum, broadcast_from_first, init_ranks, meet, rank, world_size
 from rewards import Scorer
-from run import Run, check_run_dir, check_same_run, check_tracker, full_disk_ends_run, point_to_best
+from run import (
+    Run,
+    check_run_dir,
+    check_same_run,
+    check_tracker,
+    full_disk_ends_run,
+    point_to_best,
+    read_json,
+    run_date,
+)
 
 VALIDATION_SAMPLES = 4  # of each held-out prompt, where --eval-every chooses among checkpoints
 
@@ -46,8 +54,15 @@ def prepare(config: TrainFlags) -> torch.device:
     config.micro_batch_tokens = config.micro_batch_tokens or (16384 if on_gpu else 2048)
     if rank() == 0:
         check_run_dir(config)
+    # The day stays that of the start, however long the run takes and whenever it is resumed.
+    config.date = broadcast_from_first(
+        lambda: config.date or run_date(config.run_dir) or time.strftime("%Y-%m-%d")
+    )
+    if rank() == 0:
         check_same_run(config)
     check_tracker(config.report_to)
+    if getattr(load_config(config.model), "quantization_config", None):
+        raise ValueError(f"--model {config.model}: is quantized; train the model that it was made of")
     check_shared(Path(config.run_dir))
     check_engine(
         config.engine,
@@ -111,6 +126,9 @@ class Life:
         with one_line_errors():
             if config.resume:
                 self.start, self.counts = self.checkpoints.load() or (self.start, self.counts)
+            if self.start >= config.steps:
+                done = f"has its {self.start} steps; --steps {2 * self.start} would go on"
+                print(f"{program()}: the run in {config.run_dir} {done}")
             self.run = Run(config, rank(), self.start)
         self.save_rollouts = self.run.save_rollouts
 
@@ -243,6 +261,10 @@ def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, director
     partial = final.with_name(f"{step}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy.save_pretrained(partial, state_dict=weights)
+    # The seed model's own file, to the letter, or none: transformers refuses to save many published ones.
+    (partial / "generation_config.json").unlink()
+    if text := generation_file(policy.name_or_path):
+        (partial / "generation_config.json").write_text(text, encoding="utf-8")
     tokenizer.save_pretrained(partial)
     for file in partial.glob("*.safetensors"):  # which only their owner may read, otherwise
         shutil.copymode(partial / "config.json", file)
@@ -273,7 +295,8 @@ def _validate(checkpoint, specs, config):
         flags = {
             "model": checkpoint, "data": spec, "n": VALIDATION_SAMPLES, "engine": config.engine,
             "dtype": config.dtype, "max-new-tokens": config.max_new_tokens.of(task),
-            "system-block": config.system_block, "strict-paper-grading": config.strict_paper_grading,
+            "system-block": config.system_block, "date": config.date,
+            "strict-paper-grading": config.strict_paper_grading,
             "out": directory / "validation" / step / f"{task}-{number}.json",
         }  # fmt: skip
         if flags["out"].exists():
@@ -289,7 +312,7 @@ def _validate(checkpoint, specs, config):
         if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
             print(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; the run goes on")
             flags["out"].parent.mkdir(parents=True, exist_ok=True)
-            with (flags["out"].parent / "missing.txt").open("a") as missing:
+            with (flags["out"].parent / "missing.txt").open("a", encoding="utf-8") as missing:
                 missing.write(f"{shlex.join(['python', 'evaluate.py', *words])}\n")
     for task in set(tasks):
         best = best_step(directory / "validation", task, config.reward is not None)
@@ -300,8 +323,7 @@ def _validate(checkpoint, specs, config):
 def best_step(folder: Path, task: str, own_reward: bool = False) -> str | None:
     """The step with the best mean over a task's held-out sets; folder: a run's validation/. None without."""
     found = {
-        step.name: [json.loads(path.read_text()) for path in step.glob(f"{task}-*.json")]
-        for step in folder.iterdir()
+        step.name: [read_json(path) for path in step.glob(f"{task}-*.json")] for step in folder.iterdir()
     }
     most = max(map(len, found.values()))
     if most == 0:

@@ -3,22 +3,25 @@
 import ctypes
 import hashlib
 import inspect
+import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
-from flags import TrainFlags
+from flags import TrainFlags, one_line_errors
 
 import tokenizers
 import torch
 import torch.distributed as dist
 import transformers
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -28,12 +31,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from ranks import rank, world_size
+from run import read_json, read_text
 
 try:  # torch's kernel for rows of different lengths: GPUs alone, and not in every release
     from torch.nn.attention.varlen import varlen_attn
@@ -51,18 +57,73 @@ def load_config(path: str) -> PreTrainedConfig:
     for needed in ("config.json", "tokenizer_config.json", "*.safetensors"):
         if folder.exists() and not any(folder.glob(needed)):
             raise ValueError(f"--model {path}: not a Hugging Face checkpoint (it has no {needed})")
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        wrong = (
-            "its config.json cannot be read" if folder.exists() else "no such folder, nor a model on the Hub"
-        )
-        raise ValueError(f"--model {path}: {wrong} ({str(error).splitlines()[0]})") from error
+    absent = "" if folder.exists() else ": no such folder, and from the Hub"
+    with one_line(f"--model {path}{absent}"):
+        check_files(folder)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         # token_logps multiplies hidden states by the output embedding and nothing else.
         if getattr(config.get_text_config(), field, None) not in (None, 1, 1.0):
             raise ValueError(f"--model {path}: its config sets {field}, which token_logps does not apply")
     return config
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Put around what loads a checkpoint: any error becomes a ValueError in one line that begins with `what`.
+
+    transformers raises many types; what is wrong in a tokenizer.json, tokenizers says by a bare Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:300] or "no reason given"
+        if "custom code" in said:
+            said = "it wants code of its own to run (auto_map), which nothing here does; use another"
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise ValueError(f"{what}: {kind}{said}") from error
+
+
+def check_files(folder: Path) -> None:
+    """ValueError names a file of a checkpoint that is cut, or that is not there though the index names it."""
+    for file in folder.glob("*"):
+        if file.is_file() and file.open("rb").read(23) == b"version https://git-lfs":
+            raise ValueError(f"{file.name} is Git LFS's pointer to the file; run git lfs pull in that folder")
+    for file in [*folder.glob("*config.json"), *folder.glob("*.index.json")]:
+        for name in set(read_json(file).get("weight_map", {}).values()):
+            if not (folder / name).is_file():
+                raise ValueError(f"{file.name} names {name}, which is not there; download it again")
+    for file in folder.glob("*.safetensors"):
+        with one_line(f"{file.name} is cut, or damaged; download it again"):
+            safe_open(file, "pt")  # reads its header, and compares that with the file's size
+
+
+def check_finite(model: nn.Module) -> None:
+    """ValueError if a weight holds NaN or infinity."""
+    bad = [name for name, p in model.named_parameters() if not p.sum(dtype=torch.float32).isfinite()]
+    if bad:
+        raise ValueError(f"{len(bad)} weights hold NaN or infinity, the first is {bad[0]}")
+
+
+def generation_file(path: str) -> str | None:
+    """The text of a checkpoint's generation_config.json, or None if it has none."""
+    file = cached_file(path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    return file and read_text(file)
+
+
+def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a response: those that generation_config.json lists, and the tokenizer's EOS.
+
+    Without that file those of config.json, as in transformers and vLLM. ValueError if there is none.
+    """
+    text, config = generation_file(path), load_config(path).get_text_config()
+    listed = json.loads(text).get("eos_token_id") if text else getattr(config, "eos_token_id", None)
+    ids = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}
+    ids = sorted(number for number in ids if isinstance(number, int) and number < config.vocab_size)
+    if not ids:
+        remedy = "set eos_token_id in its generation_config.json"
+        raise ValueError(f"--model {path}: no stop token, so no response would ever end; {remedy}")
+    return ids
 
 
 def head_dim(text: PreTrainedConfig) -> int:
@@ -73,28 +134,45 @@ def head_dim(text: PreTrainedConfig) -> int:
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model of a transformers config on torch's meta device: shapes without numbers."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def load_tokenizer(path: str, system_block: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, system_block: bool = True, date: str | None = None) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. ValueError in one line if it cannot format a conversation.
 
     system_block: whether prompts keep what the chat template puts before the first turn (encode_prompts).
+    date: the day that the template prints, as in 2026-11-26; by default today's.
     """
     load_config(path)  # says what is wrong with the path, if anything is
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    with one_line(f"--model {path}: its tokenizer (tokenizer.json) cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise ValueError(f"--model {path}: no chat template; use an instruction-tuned checkpoint")
     tokenizer.system_block = system_block
+    set_date(tokenizer, date)
     return tokenizer
+
+
+def set_date(tokenizer: PreTrainedTokenizerBase, date: str | None) -> None:
+    """Let the chat template print this day, as in 2026-11-26, as today's; None: the day that today is."""
+    try:
+        day = datetime.fromisoformat(date or f"{datetime.now():%Y-%m-%d}")
+    except ValueError as error:
+        raise ValueError(f"--date {date}: {error}; write it as in 2026-11-26") from None
+    tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, strftime_now=day.strftime)
+    tokenizer.date = f"{day:%Y-%m-%d}"
+
+
+def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template prints the day."""
+    return "strftime_now" in str(tokenizer.chat_template)
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """All that the ids of a conversation depend on beside its text: two tokenizers with equal lists agree."""
     system_block = str(getattr(tokenizer, "system_block", True))
     content = [transformers.__version__, tokenizers.__version__, system_block]
-    if "strftime_now" in str(tokenizer.chat_template):
-        content.append(time.strftime("%Y-%m-%d"))  # the template writes the date
+    content += [tokenizer.date] if prints_date(tokenizer) else []
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)  # with the chat template
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -115,7 +193,15 @@ def load_policy(
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    with one_line(f"--model {path}"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, trust_remote_code=False,
+            generation_config=GenerationConfig(),  # not the checkpoint's: see stop_ids() and life.export()
+            output_loading_info=True,
+        )  # fmt: skip
+        if missing := sorted(report["missing_keys"]):  # transformers only warns, and takes random numbers
+            raise ValueError(f"{len(missing)} weights are in no file, the first is {missing[0]}")
+        check_finite(model)
     return model.to(device).eval()
 
 
@@ -124,7 +210,8 @@ def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True)
     dtype = getattr(torch, config.dtype)
     # What is not trained is held as FSDP casts the policy for a forward: no small update is lost.
     held = torch.float32 if trained or device.type == "cpu" else dtype
-    model = load_policy(config.model, attention=config.attention, dtype=held).requires_grad_(trained)
+    with one_line_errors():
+        model = load_policy(config.model, attention=config.attention, dtype=held).requires_grad_(trained)
     if trained and config.activation_checkpointing:
         checkpoint_activations(model)
     if config.compile:

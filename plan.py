@@ -130,7 +130,9 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
     if config.ranks > 1 or on_gpu:  # a block and the next, the weights outside of blocks, a block's gradient
         held["gathered weights"] = size * (2 * weights["a block"] + outside) + (size + 4) * weights["a block"]
     if config.reward_model:
-        shapes = meta_model(AutoConfig.from_pretrained(config.reward_model), torch.float32)
+        shapes = meta_model(
+            AutoConfig.from_pretrained(config.reward_model, trust_remote_code=False), torch.float32
+        )
         held["reward model"] = size * count(shapes)["all"] / config.ranks
     if not config.generators:
         held["engine"] = config.engine_share * config.device_gb * GB
@@ -220,10 +222,10 @@ def main(args: list[str] | None = None) -> None:
         if config.prompts_per_step % config.ranks:
             raise ValueError(f"--prompts-per-step {config.prompts_per_step}: not a multiple of --ranks")
         model = meta_model(load_config(config.model), getattr(torch, config.dtype))
-    if config.activation_checkpointing:
-        checkpoint_activations(model)
-    weights = count(model)
-    held, costs = memory(config, model, weights), step_costs(config, model, weights)
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
+        weights = count(model)
+        held, costs = memory(config, model, weights), step_costs(config, model, weights)
 
     print(f"{config.model}: {weights['all'] / 1e9:.3g} billion weights, {config.dtype}")
     print(f"\nMemory of each of the {config.ranks} training ranks, GB of {config.device_gb:g}")

@@ -71,7 +71,7 @@ def see_one_gpu(local: int, ranks_on_machine: int) -> None:
 
 def mute() -> None:
     """Silence stdout and progress bars on all ranks but 0. All ranks show their errors, on stderr."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 

@@ -8,18 +8,19 @@ With --reward a function of the user's own scores math instead.
 The graders (`math_reward`, `MathVerifier`, `OwnReward`) are in grader/ and can be imported from here, too.
 """
 
+import math
 import os
 from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from flags import one_line_errors
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
@@ -37,7 +38,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from batch import micro_batches
 from data import Prompt, cached
 from grader import MathVerifier, OwnReward, as_meant, grade, math_reward
-from model import shard
+from model import check_files, check_finite, one_line, set_date, shard
 from ranks import all_mean, all_sum, broadcast_from_first, gather, pad_to_same_count, rank, world_size
 
 __all__ = ["MathVerifier", "OwnReward", "RewardModel", "Scorer", "gradable", "math_reward"]
@@ -68,17 +69,15 @@ def _load_reward_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
     """Load a checkpoint of either form: (model, tokenizer, id of the CLS token to append or None)."""
     files = ["*.json", "*.jinja", "*.model", "*.safetensors"]
-    try:
+    with one_line(f"{path}: not a checkpoint, in a folder or on the Hub"):
         folder = path if os.path.isdir(path) else snapshot_download(str(path), allow_patterns=files)
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        check_files(Path(folder))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         names = set()
         for file in Path(folder).glob("*.safetensors"):
             with safe_open(file, "pt") as weights:
                 names.update(weights.keys())
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: not a checkpoint, in a folder or on the Hub ({reason})") from error
     if not names:
         raise ValueError(f"{path}: no *.safetensors: save the weights as such, other formats can run code")
 
@@ -101,12 +100,14 @@ def _load_reward_model(
 
     model_class = LlamaWithVHead if has_v_head else AutoModelForSequenceClassification
     model, report = model_class.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True,
+        folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
         ignore_mismatched_sizes=True, output_loading_info=True,
     )  # fmt: skip
     wrong = {problem: sorted(map(str, keys))[:3] for problem, keys in report.items() if keys}
     if wrong:  # transformers only warns, and scores with random numbers where weights are missing
         raise ValueError(f"{path}: the weights are not those of its config: {wrong}: save the model again")
+    with one_line(str(path)):
+        check_finite(model)
     return model.eval(), tokenizer, cls_id
 
 
@@ -128,6 +129,7 @@ class RewardModel:
         batch does not fit a CPU's caches and takes twice as long.
 
     With several ranks the model is sharded over them, and all ranks call `score` together.
+    date: the day that its chat template prints, as for model.load_tokenizer.
     Raises ValueError, in one line, for a checkpoint or a conversation that cannot be scored.
     """
 
@@ -138,10 +140,13 @@ class RewardModel:
         dtype: str | torch.dtype | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
+        date: str | None = None,
     ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or ("bfloat16" if self.device.type == "cuda" else "float32")
         model, self.tokenizer, self.cls_id = _load_reward_model(path, dtype)
+        set_date(self.tokenizer, date)
+        self.path = path
         self.model, self.truncated = shard(model, self.device, model.dtype), 0
         self.batch_tokens = batch_tokens or (16384 if self.device.type == "cuda" else 2048)
         config, limit = model.config.get_text_config(), self.tokenizer.model_max_length  # 1e30: no limit
@@ -178,6 +183,9 @@ class RewardModel:
             with torch.no_grad():
                 logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, 1)
             for index, score in zip(batch, logits[: len(batch), 0].tolist(), strict=True):
+                if not math.isfinite(score):
+                    end = conversations[index][-1]["content"][-100:]
+                    raise ValueError(f"{self.path}: scores conversation {index} by {score}; it ends {end!r}")
                 scores[index] = score
         return scores
 
@@ -223,8 +231,8 @@ class Scorer:
     """The reward of each response by its prompt's task: math is verified, chat is scored by a reward model.
 
     tasks: the tasks of all prompts that it will score, "math" or "chat".
-    reward_model: the checkpoint that scores chat. device: the trainer's, where that computes, too, as for
-        RewardModel. strict: mathematics is graded by Math-Verify alone, as in the paper.
+    reward_model: the checkpoint that scores chat. device: the trainer's, where that computes, too; date: both
+        as for RewardModel. strict: mathematics is graded by Math-Verify alone, as in the paper.
     own: the user's function, which then scores math instead of Math-Verify; closed with the scorer.
     Raises ValueError, in one line, if there is chat and no reward model, or a reward model and no chat.
     """
@@ -236,6 +244,7 @@ class Scorer:
         device: str | torch.device | None = None,
         own: OwnReward | None = None,
         strict: bool = False,
+        date: str | None = None,
     ):
         if "chat" in tasks and reward_model is None:
             raise ValueError(
@@ -245,13 +254,25 @@ class Scorer:
             raise ValueError(f"--reward-model {reward_model}: nothing to score, --data has no chat=...")
         if "math" not in tasks and own is not None:
             raise ValueError(f"{own.flag}: nothing to score, --data has no math")
-        self.model = RewardModel(reward_model, device) if "chat" in tasks else None
+        self.model = RewardModel(reward_model, device, date=date) if "chat" in tasks else None
         # A trainer on a CPU computes on all cores: graders beside it cost it more than they save (51 s for 42
         # of learning and scoring in `make demo`, on two cores).
         self.ahead = torch.device(device or "cpu").type == "cuda"
         self.own = own
         # Last: if the reward model cannot be loaded, no workers are left to close.
         self.verifier = own or (MathVerifier(strict=strict) if "math" in tasks else None)
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        tasks: Collection[str],
+        device: str | torch.device | None = None,
+        date: str | None = None,
+    ) -> "Scorer":
+        """The one that a script's flags ask for."""
+        strict = config.strict_paper_grading
+        return cls(tasks, config.reward_model, device, OwnReward.of(config), strict, date)
 
     def usable(self, prompts: list[Prompt], fate: str = "are left out") -> list[Prompt]:
         """The prompts of one task whose responses can be scored; prints how many cannot.
@@ -367,5 +388,5 @@ def gradable(prompts: list[Prompt], verifier: MathVerifier, fate: str = "are lef
 def grader_content(verifier: MathVerifier) -> list:
     """All that decides which golds Math-Verify can parse, beside the golds."""
     packages = ["math-verify", "latex2sympy2-extended", "sympy"]
-    code = [Path(module.__file__).read_text() for module in (grade, as_meant)]
+    code = [Path(module.__file__).read_text(encoding="utf-8") for module in (grade, as_meant)]
     return [*map(version, packages), *code, verifier.timeout_s, verifier.strict]

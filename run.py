@@ -89,14 +89,13 @@ def flags_of(config: TrainFlags) -> dict[str, Any]:
 def check_run_dir(config: TrainFlags) -> None:
     """ValueError in one line if a run's directory is used, or with --resume holds no run."""
     directory = Path(config.run_dir)
-    if directory.is_file():
-        raise ValueError(f"--run-dir {directory}: is a file")
     if not directory.exists() or not any(directory.iterdir()):
         return
     if not config.resume:
         raise ValueError(f"--run-dir {directory}: not empty; --resume it, choose another name, or delete it")
     if not (directory / "config.json").exists():
         raise ValueError(f"--run-dir {directory}: has no config.json, so there is no run to resume")
+    read_config(directory)  # says what is wrong with it, if anything is
     lock(directory)
 
 
@@ -108,7 +107,7 @@ def lock(directory: Path) -> IO:
     """
     import fcntl  # not at the top, because Windows has none
 
-    file = (directory / "lock").open("a")
+    file = (directory / "lock").open("a", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -121,13 +120,18 @@ def lock(directory: Path) -> IO:
 
 
 def check_same_run(config: TrainFlags) -> None:
-    """ValueError in one line if a run is resumed with other flags. All flags must have their values."""
+    """ValueError in one line if a run is resumed with other flags. All flags must have their values.
+
+    A path may be written in another way, or from another directory.
+    """
     directory = Path(config.run_dir)
     if not (directory / "config.json").exists():
         return
-    before, now = read_config(directory)["flags"], flags_of(config)
+    run, now = read_config(directory), flags_of(config)
+    before = {**run["flags"], "date": run_date(directory)}
+    there = Path(os.path.realpath(directory), run.get("started_in", os.getcwd()))
     for name in sorted(now.keys() | before.keys()):
-        if name not in FREE and now.get(name) != before.get(name):
+        if name not in FREE and not same_value(name, now.get(name), before.get(name), there):
             flag = "--" + name.replace("_", "-")
             was = f"the run in {directory} has {before.get(name)}"
             raise ValueError(f"{flag} {now.get(name)}: {was}; resume it with the same")
@@ -194,6 +198,21 @@ def license_of(model: str) -> dict[str, str]:
     return {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
 
 
+def same_value(name: str, now: Any, before: Any, there: Path) -> bool:
+    """Whether two values of a flag mean the same; `there` is the directory in which `before` was given."""
+    if name == "data" and before:  # without folders: a checkpoint compares the prompts themselves
+        now, before = ([spec.removeprefix("math=") for spec in specs] for specs in (now, before))
+        return [re.sub("[^=]*/", "", spec) for spec in now] == [re.sub("[^=]*/", "", spec) for spec in before]
+    return same_path(now, before, there) if name in ("model", "reward_model") else now == before
+
+
+def same_path(now: str | None, before: str | None, there: Path) -> bool:
+    """Whether two paths, or names of models, mean the same; a path of nothing that exists is a name."""
+    if now and before and (there / before).exists():
+        return os.path.realpath(now) == os.path.realpath(there / before)
+    return now == before
+
+
 class Run:
     """A run directory, new or resumed. Every rank has one; only rank 0 writes."""
 
@@ -209,23 +228,28 @@ class Run:
         lock(self.directory)
         path = self.directory / "config.json"
         earlier = read_config(self.directory).get("starts", []) if path.exists() else []
-        started = {"command": " ".join(sys.argv), "flags": flags_of(config), **surroundings()}
+        where = {"started_in": os.path.relpath(".", os.path.realpath(self.directory))}
+        started = {"command": " ".join(sys.argv), **where, "flags": flags_of(config), **surroundings()}
         started["reward_file"] = config.reward.content() if config.reward else None  # a hash
         starts = [*earlier, {"first_step": first_step, **started}]
         write_json(path, {**started, "starts": starts})
         self._forget(first_step)
         # Buffered by line, so that a kill loses no whole line.
-        self.metrics = (self.directory / "metrics.jsonl").open("a", buffering=1)
+        self.metrics = (self.directory / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         if config.report_to != "none":
             self.sent = self.directory / f"{config.report_to}.sent"
-            self.to_send = int(self.sent.read_text()) if self.sent.exists() else 0
+            self.to_send = int(read_text(self.sent)) if self.sent.exists() else 0
             run_id = hashlib.sha256(json.dumps(starts[0]).encode()).hexdigest()[:8]
             self.send, self.end_tracking = start_tracker(config, run_id, self.to_send)
 
     def _forget(self, first_step):
         path = self.directory / "metrics.jsonl"
-        lines = path.read_text().splitlines()[:first_step] if path.exists() else []
-        if [json.loads(line)["step"] for line in lines] != list(range(first_step)):
+        lines = read_text(path).split("\n")[:first_step] if path.exists() else []
+        try:
+            steps = [json.loads(line)["step"] for line in lines]
+        except (ValueError, KeyError, TypeError):
+            steps = None
+        if steps != list(range(first_step)):
             raise ValueError(f"{path}: has not the steps from 0 to {first_step - 1}: cut, or changed")
         write_text(path, "".join(line + "\n" for line in lines))
         # The number of an export, and of its validation, is the steps that it has learned from.
@@ -321,7 +345,7 @@ class Run:
         if self.rank > 0:
             return
         kept = Counter()
-        with (self.directory / "rollouts" / f"{step}.jsonl").open("w") as file:
+        with (self.directory / "rollouts" / f"{step}.jsonl").open("w", encoding="utf-8") as file:
             for prompt, rollout, response, reward in zip(prompts, rollouts, responses, rewards, strict=True):
                 if kept[prompt.task] == ROLLOUTS_KEPT:
                     continue
@@ -347,17 +371,23 @@ def write_text(path: str | Path, text: str) -> None:
     partial.rename(path)
 
 
-def check_writable(path: str | Path, flag: str = "--out") -> None:
-    """ValueError, in one line, if no file can be written at a path. Nothing is created."""
-    path = Path(path)
-    above = next(place for place in (path, *path.parents) if os.path.exists(place))
-    if above.is_dir() == (above == path):
-        kind = "folder" if above == path else "file"
-        raise ValueError(f"{flag} {path}: cannot be written, since {above} is a {kind}; choose another place")
-    if not os.access(above, os.W_OK):
-        raise ValueError(
-            f"{flag} {path}: cannot be written, since {above} is read-only; choose another place"
-        )
+def read_text(path: str | Path) -> str:
+    """A file's text, without the mark (BOM) that Windows puts first. ValueError names one not in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON file's object. ValueError names a file that holds anything else."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); empty, or cut") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -370,14 +400,6 @@ def write_lines(path: str | Path, rows: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_text(path: str | Path) -> str:
-    """A file's text, without the byte order mark that Windows writes; ValueError if it is not UTF-8."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-
-
 def read_lines(path: str | Path) -> list[dict]:
     """A .jsonl file's objects. ValueError names the file and the line of anything else."""
     rows = []
@@ -387,6 +409,8 @@ def read_lines(path: str | Path) -> list[dict]:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError:
             raise ValueError(f"{path}, line {number}: not JSON") from None
+        if rows and not isinstance(rows[-1], dict):
+            raise ValueError(f"{path}, line {number}: not a JSON object")
     return rows
 
 
@@ -401,7 +425,24 @@ def read_metrics(directory: str | Path, clock: bool = True) -> list[dict]:
 
 def read_config(directory: str | Path) -> dict:
     """What a run's config.json holds."""
-    return json.loads((Path(directory) / "config.json").read_text())
+    config = read_json(Path(directory) / "config.json")
+    if not isinstance(config.get("flags"), dict):
+        raise ValueError(f"{directory}/config.json: has no flags, so it is not a run's")
+    return config
+
+
+def run_date(directory: str | Path) -> str | None:
+    """The day that a run's chat template prints, as in 2026-11-26; None if there is no run."""
+    if not (Path(directory) / "config.json").exists():
+        return None
+    config = read_config(directory)
+    return config["flags"].get("date") or config["starts"][0]["started"][:10]  # runs had no --date once
+
+
+def date_of(checkpoint: str) -> str | None:
+    """The day of the run that a checkpoint is an export of; None if it is none."""
+    folder = Path(checkpoint).resolve()
+    return run_date(folder.parents[1]) if folder.parent.name == "export" else None
 
 
 def point_to_best(directory: str | Path, task: str, step: str) -> None:

@@ -90,6 +90,8 @@ def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memor
     """The settings that a vLLM engine is started with, in the trainer's process or as a server."""
     settings = {
         "model": str(path),
+        "trust_remote_code": False,
+        "generation_config": "vllm",  # not the checkpoint's file: model.stop_ids says what ends a response
         "dtype": str(dtype).removeprefix("torch."),
         "max_model_len": max_model_len,
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as sampled
@@ -374,7 +376,7 @@ def read_token(flag: str, file: str | Path | None) -> str | None:
             return None
         source = f"{flag} {file}"
         try:
-            token = Path(file).read_text(errors="replace").strip()
+            token = Path(file).read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             raise ValueError(f"{source}: {error.strerror}") from error
     if not re.fullmatch("[!-~]+", token):  # what a header can carry
@@ -704,7 +706,7 @@ def server_token(config: Config) -> str:
     if not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with open(file, "x", opener=partial(os.open, mode=0o600)) as private:
+            with open(file, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as private:
                 private.write(secrets.token_urlsafe() + "\n")
         except OSError as error:
             raise ValueError(f"--token-file {file}: {error.strerror}") from error

@@ -20,7 +20,7 @@ from transformers.hf_argparser import HfArg
 from data import load_prompts
 from generate import Rollout, check_engine, fit_context, load_generator, request_seed
 from model import load_tokenizer
-from rewards import OwnReward, Scorer
+from rewards import Scorer
 from train_dpo import pick_pairs
 
 
@@ -65,12 +65,11 @@ def main(args: list[str] | None = None) -> None:
         prompts = load_prompts(config.data, config.reward is not None)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        own, strict = OwnReward.of(config), config.strict_paper_grading
-        scorer = Scorer([prompts[0].task], config.reward_model, device, own, strict)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    generator = load_generator(
-        config.engine, config.model, dtype, device, max_model_len, system_block=config.system_block
-    )
+        scorer = Scorer.of(config, [prompts[0].task], device)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        generator = load_generator(
+            config.engine, config.model, dtype, device, max_model_len, system_block=config.system_block
+        )
     seeds = [request_seed(config.seed, 0, prompt.id) for prompt in prompts]
     groups = generator.sample(
         prompts, config.samples_per_prompt, config.temperature, 1.0, max_new_tokens, seeds

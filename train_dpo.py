@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from flags import Coefficient, Every, Positive, TrainFlags, one_line_errors, parse_flags
+from flags import Coefficient, Every, OutFolder, Positive, TrainFlags, one_line_errors, parse_flags
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
-from rewards import OwnReward, Scorer
+from rewards import Scorer
 from sync import sync
 from train_grpo import group_advantages, grpo_loss, kl_estimate
 
@@ -43,7 +43,7 @@ from train_grpo import group_advantages, grpo_loss, kl_estimate
 class Config(TrainFlags):
     """DPO's own flags. The dial, --sync-every, and whatever else both scripts share: flags.TrainFlags."""
 
-    run_dir: str = HfArg(default="runs/dpo", help="Where the run is written: new, empty, or --resume.")
+    run_dir: OutFolder = HfArg(default="runs/dpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every | None = HfArg(
         default=None,
         help="Steps between two copies into the reference; inf keeps the seed model. Default, as in the "
@@ -186,14 +186,13 @@ def main(args: list[str] | None = None) -> None:
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
         device = prepare(config)  # joins the ranks, and checks what needs no model
         dtype = getattr(torch, config.dtype)
-        tokenizer = load_tokenizer(config.model, config.system_block)
+        tokenizer = load_tokenizer(config.model, config.system_block, config.date)
         own = config.reward is not None  # then problems need no gold
         sources = load_sources(config.data, own)  # [(prompts of one task, weight)]
         held_out = load_held_out(config.data, sources, own) if config.eval_every < math.inf else {}
         to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
         max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-        own_reward = OwnReward.of(config)
-        scorer = Scorer(tasks, config.reward_model, device, own_reward, config.strict_paper_grading)
+        scorer = Scorer.of(config, tasks, device, config.date)
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
         generator = load_generator(

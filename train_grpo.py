@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from flags import Coefficient, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
+from flags import Coefficient, Every, OutFolder, Positive, Share, TrainFlags, one_line_errors, parse_flags
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from generate import Window, decode, fit_tasks, load_generator
 from life import Life, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
 from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
-from rewards import OwnReward, Scorer
+from rewards import Scorer
 from sync import sync
 
 
@@ -39,7 +39,7 @@ from sync import sync
 class Config(TrainFlags):
     """GRPO's own flags. The dial, --sync-every, and whatever else both scripts share: flags.TrainFlags."""
 
-    run_dir: str = HfArg(default="runs/grpo", help="Where the run is written: new, empty, or --resume.")
+    run_dir: OutFolder = HfArg(default="runs/grpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every = HfArg(
         default=Every("inf"),
         help="Steps between two copies into the reference; inf keeps the seed model, the paper's choice.",
@@ -193,14 +193,13 @@ def main(args: list[str] | None = None) -> None:
         tasks = tasks_of(config.data)  # math, chat, or both
         device = prepare(config)  # joins the ranks, and checks what needs no model
         dtype = getattr(torch, config.dtype)
-        tokenizer = load_tokenizer(config.model, config.system_block)
+        tokenizer = load_tokenizer(config.model, config.system_block, config.date)
         own = config.reward is not None  # then problems need no gold
         sources = load_sources(config.data, own)  # [(prompts of one task, weight)]
         held_out = load_held_out(config.data, sources, own) if config.eval_every < math.inf else {}
         to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
         max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-        own_reward = OwnReward.of(config)
-        scorer = Scorer(tasks, config.reward_model, device, own_reward, config.strict_paper_grading)
+        scorer = Scorer.of(config, tasks, device, config.date)
         sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
         batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
         warn(config, tasks)

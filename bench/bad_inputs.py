@@ -29,7 +29,7 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from flags import parse_flags  # noqa: E402
+from flags import OutFile, parse_flags  # noqa: E402
 
 from bench.kills import same, wait_for_step  # noqa: E402
 from ranks import launch  # noqa: E402
@@ -104,7 +104,7 @@ STOPPED = {  # what is wrong: the fault, in Python, flags, and what the last err
 @dataclass
 class Config:
     only: Literal["refused", "resumed", "stopped"] | None = HfArg(default=None, help="One list alone.")
-    out: str = HfArg(default="results/bad_inputs/numbers.json", help="Beside it, the same as table.md.")
+    out: OutFile = HfArg(default="results/bad_inputs/numbers.json", help="Beside it, the same as table.md.")
 
 
 def python(*command: str | Path, **options: Any) -> tuple[int, str, str]:
@@ -162,7 +162,7 @@ def cut(path: Path) -> None:
 def interrupt(folder: Path, number: int, flags: str = SMALL, victim: str | None = None) -> str:
     """Start a run, signal it (or what it started that `victim` names) after its third step. What it said."""
     log = folder.with_suffix(".txt")
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         command = [sys.executable, DPO, *flags.split(), "--run-dir", str(folder)]
         run = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
     wait_for_step(run, folder, 3, log)
@@ -170,7 +170,7 @@ def interrupt(folder: Path, number: int, flags: str = SMALL, victim: str | None 
     for process in [p for p in started if victim in " ".join(p.cmdline())] or [run]:
         process.send_signal(number)
     run.wait(timeout=300)
-    return last_line(log.read_text())
+    return last_line(log.read_text(encoding="utf-8"))
 
 
 def resumed(folder: Path, straight: Path) -> Iterator[tuple[str, str, Path]]:
@@ -208,9 +208,9 @@ def resumed(folder: Path, straight: Path) -> Iterator[tuple[str, str, Path]]:
     script = f"mount -t tmpfs -o size=30m tmpfs {disk}; {train} 2> {log}; "
     script += f"mount -o remount,size=1g {disk}; {train} --resume 2>&1; cp -r {disk}/run {run}"
     done = subprocess.run(["unshare", "-rm", "bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
-    if not run.exists() or "No space left" not in log.read_text():
-        raise RuntimeError(done.stdout + done.stderr + log.read_text())
-    yield "the disk is full; room is made", last_line(log.read_text()), run
+    if not run.exists() or "No space left" not in log.read_text(encoding="utf-8"):
+        raise RuntimeError(done.stdout + done.stderr + log.read_text(encoding="utf-8"))
+    yield "the disk is full; room is made", last_line(log.read_text(encoding="utf-8")), run
 
 
 def compare(what: str, seen: str, run: Path, straight: Path) -> dict[str, Any]:

@@ -30,7 +30,12 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from flags import Count, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFile,  # noqa: E402
+    one_line_errors,
+    parse_flags,
+)
 
 from run import surroundings, write_json  # noqa: E402
 
@@ -47,7 +52,7 @@ class Config:
     points: list[str] = HfArg(default_factory=lambda: list(POINTS), help="Of tiny and smollm2.")
     rounds: Count = HfArg(default=2, help="Fresh processes of each way.")
     calls: Count = HfArg(default=3, help="Timed calls in each.")
-    out: str = HfArg(default="results/generation/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/generation/numbers.json", help="Where the numbers are written.")
 
 
 def in_new_process(function: Callable, *args: Any) -> Any:

@@ -38,7 +38,12 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from flags import Count, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFolder,  # noqa: E402
+    one_line_errors,
+    parse_flags,
+)
 
 import life  # noqa: E402
 import train_dpo  # noqa: E402
@@ -72,7 +77,7 @@ class Config:
     part_s: Count = HfArg(default=180, help="Seconds that a part may take.")
     engine_memory: float = HfArg(default=0.4, help="As in the train scripts.")
     dry: bool = HfArg(default=False, help="Tiny sizes, for a CPU.")
-    out: str = HfArg(default="results/bench_gpu", help="Folder of the results.")
+    out: OutFolder = HfArg(default="results/bench_gpu", help="Folder of the results.")
 
 
 @contextmanager

@@ -23,7 +23,11 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from flags import Count, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFile,  # noqa: E402
+    parse_flags,
+)
 
 from run import read_metrics, surroundings, write_json  # noqa: E402
 from tables.report import PHASES, load_pyplot  # noqa: E402
@@ -44,7 +48,7 @@ TITLES = {
 class Config:
     factors: list[str] = HfArg(default_factory=lambda: list(FACTORS), help="Of P, G, T and size.")
     steps: Count = HfArg(default=6, help="Steps a run; the first is not counted.")
-    out: str = HfArg(default="results/growth/numbers.json", help="The numbers; beside them, the figure.")
+    out: OutFile = HfArg(default="results/growth/numbers.json", help="The numbers; beside them, the figure.")
 
 
 def make_llama(million: int, folder: Path) -> int:
@@ -70,7 +74,7 @@ def train(model: Path, sizes: dict[str, int], steps: int, folder: str) -> tuple[
     flags = [word for name, flag in FLAGS.items() for word in (flag, str(sizes[name]))]
     command = [sys.executable, "train_grpo.py", "--model", str(model), "--sync-every", "1", *flags]
     command += ["--steps", str(steps), "--run-dir", f"{folder}/run"]
-    with Path(folder, "log.txt").open("w+") as log:
+    with Path(folder, "log.txt").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         # The usage of this child alone. It counts from the fork, so this process must stay the smaller one.
         _, status, usage = os.wait4(process.pid, 0)

@@ -24,7 +24,12 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from flags import Count, Every, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    Every,
+    OutFile,  # noqa: E402
+    parse_flags,
+)
 
 from ranks import launch  # noqa: E402
 from run import read_config, read_metrics, surroundings, write_json  # noqa: E402
@@ -38,7 +43,7 @@ class Config:
     steps: Count = HfArg(default=150, help="Steps of the run; each start takes at least one.")
     kills: Count = HfArg(default=50, help="Times that it is killed.")
     seed: int = HfArg(default=0, help="Of the moments.")
-    out: str = HfArg(default="results/kills/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/kills/numbers.json", help="Where the numbers are written.")
 
 
 def command(config: Config, folder: Path) -> list[str]:
@@ -53,21 +58,21 @@ def command(config: Config, folder: Path) -> list[str]:
 def steps_of(folder: Path) -> int:
     """How many steps stand in a run's metrics."""
     path = folder / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
+    return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
 
 
 def wait_for_step(run: subprocess.Popen, folder: Path, step: int, log: Path) -> None:
     """Wait until so many steps stand in a run's metrics. RuntimeError with its log if the run ends before."""
     while steps_of(folder) < step:
         if run.poll() is not None:
-            raise RuntimeError(f"the run ended by itself:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"the run ended by itself:\n{log.read_text(encoding='utf-8')[-2000:]}")
         time.sleep(0.01)
 
 
 def kill_once(config: Config, folder: Path, rng: random.Random) -> int:
     """Start the run, let it take a step or more, and kill it and its children. The step it was killed in."""
     before, log = steps_of(folder), folder.with_suffix(".txt")
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         run = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=file, stderr=file)
     wait_for_step(run, folder, before + 1, log)  # a run that is killed too early never gets anywhere
     time.sleep(rng.uniform(0, 1.5))

@@ -17,7 +17,7 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from flags import parse_flags  # noqa: E402
+from flags import OutFile, parse_flags  # noqa: E402
 
 import plan  # noqa: E402
 from bench.token_logps_memory import GB, in_fresh_process, resident  # noqa: E402
@@ -37,7 +37,7 @@ POINTS = [
 
 @dataclass
 class Config:
-    out: str = HfArg(default="results/plan/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/plan/numbers.json", help="Where the numbers are written.")
 
 
 def planned(kind: type[PreTrainedConfig], shape: dict, tokens: int, checkpointing: bool) -> int:
@@ -62,7 +62,7 @@ def measured(kind: type[PreTrainedConfig], shape: dict, tokens: int, checkpointi
     ids = torch.randint(shape["vocab_size"], (tokens // 256, 256))
     for step in range(2):
         if step == 1:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM starts again from VmRSS
         for _ in range(2):
             logps, entropy = token_logps(policy, ids, with_entropy=True)
             with torch.no_grad():

@@ -26,7 +26,12 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from flags import Count, Positive, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFile,  # noqa: E402
+    Positive,
+    parse_flags,
+)
 
 from grader import MathVerifier  # noqa: E402
 from run import surroundings, write_json  # noqa: E402
@@ -117,7 +122,7 @@ class Config:
     workers: Count = HfArg(default=2, help="Grader processes, and items at a time.")
     timeout_s: Positive = HfArg(default=2.0, help="Deadline of an item; the train scripts have 10 seconds.")
     seed: int = HfArg(default=0, help="Of what the responses are made.")
-    out: str = HfArg(default="results/poison/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/poison/numbers.json", help="Where the numbers are written.")
 
 
 def batches(rng: random.Random, size: int) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -25,7 +25,11 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from flags import Count, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFile,  # noqa: E402
+    parse_flags,
+)
 
 from run import read_metrics, surroundings, write_json  # noqa: E402
 from serve import TOKEN, free_port, healthy  # noqa: E402
@@ -43,7 +47,7 @@ SETTINGS = {  # name: flags of train_grpo.py, and the server's context
 
 @dataclass
 class Config:
-    out: str = HfArg(default="results/semi_online/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/semi_online/numbers.json", help="Where the numbers are written.")
     only: str | None = HfArg(default=None, help=f"One of {', '.join(SETTINGS)}.")
     repeats: Count = HfArg(default=1, help="Runs of each kind; the fastest counts.")
 

@@ -28,7 +28,11 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from flags import Positive, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    OutFile,  # noqa: E402
+    Positive,
+    parse_flags,
+)
 
 from run import read_metrics, surroundings, write_json  # noqa: E402
 from tables.report import load_pyplot  # noqa: E402
@@ -53,7 +57,7 @@ Points = list[tuple[float, float, int]]  # of a process: (minute, MB, open files
 class Config:
     hours: Positive = HfArg(default=2.0, help="How long.")
     served: bool = HfArg(default=False, help="Generate on a server (--generator-devices cpu).")
-    out: str = HfArg(default="results/soak/numbers.json", help="The numbers; beside them, the figure.")
+    out: OutFile = HfArg(default="results/soak/numbers.json", help="The numbers; beside them, the figure.")
 
 
 def role_of(process: psutil.Process) -> str:
@@ -123,7 +127,7 @@ def main(args: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train_grpo.py", *FLAGS.split(), "--run-dir", f"{folder}/run"]
         command += ["--generator-devices", "cpu"] if config.served else []
-        with Path(folder, "log.txt").open("w+") as log:
+        with Path(folder, "log.txt").open("w+", encoding="utf-8") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
             run, start = psutil.Process(process.pid), time.monotonic()
             progress, minute = tqdm(desc="soak", unit=" notes"), 0.0
@@ -149,7 +153,7 @@ def main(args: list[str] | None = None) -> None:
     record |= {"steps": steps, "status": status, "checkpoints": saved, "left_running": left}
     points = {f"{role} {pid}": points for (role, pid), points in seen.items()}
     write_json(config.out, {**record, "processes": rows})
-    Path(config.out).with_suffix(".points.json").write_text(json.dumps(points) + "\n")
+    Path(config.out).with_suffix(".points.json").write_text(json.dumps(points) + "\n", encoding="utf-8")
     plot(seen, Path(config.out).with_suffix(".png"))
     sys.exit(1 if status or left or not saved else 0)
 

@@ -24,7 +24,12 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only bench/ is there
 
-from flags import Count, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFile,  # noqa: E402
+    one_line_errors,
+    parse_flags,
+)
 
 from bench.generation import POINTS, in_new_process  # noqa: E402
 from bench.token_logps_memory import resident  # noqa: E402
@@ -45,7 +50,7 @@ class Config:
     points: list[str] = HfArg(default_factory=lambda: list(POINTS), help="Of tiny and smollm2.")
     repeats: Count = HfArg(default=15, help="Timed syncs, and plain copies.")
     syncs: Count = HfArg(default=200, help="Syncs in a row for the memory, more than 20.")
-    out: str = HfArg(default="results/sync_time/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/sync_time/numbers.json", help="Where the numbers are written.")
 
 
 def load_both(name: str) -> tuple[PreTrainedModel, Generator]:

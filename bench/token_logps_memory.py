@@ -34,7 +34,13 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
 
-from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFile,  # noqa: E402
+    Positive,
+    one_line_errors,
+    parse_flags,
+)
 
 from bench.generation import in_new_process  # noqa: E402
 from model import token_logps  # noqa: E402
@@ -58,7 +64,7 @@ class Config:
     )
     device: Literal["cpu", "cuda"] = HfArg(default="cpu", help="cpu needs Linux.")
     plain_gb: Positive = HfArg(default=8, help="Do not run the plain way where it would need more.")
-    out: str = HfArg(default="results/memory/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/memory/numbers.json", help="Where the numbers are written.")
 
 
 def plain_logps(
@@ -85,7 +91,7 @@ def forward_backward(
 
 def resident(field: str) -> int:
     """VmRSS (now) or VmHWM (its peak) of this process, in bytes."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
 
 
@@ -118,7 +124,7 @@ def measure(
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, time.perf_counter() - start
 
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM starts again from VmRSS
     before, start = resident("VmRSS"), time.process_time()
     forward_backward(way, model, input_ids, with_entropy, dtype)
     return resident("VmHWM") - before, time.process_time() - start

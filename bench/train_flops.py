@@ -40,7 +40,12 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python bench/...py` puts only bench/ there
 
-from flags import Count, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFile,  # noqa: E402
+    one_line_errors,
+    parse_flags,
+)
 
 from batch import micro_batches, to_batch  # noqa: E402
 from generate import Rollout  # noqa: E402
@@ -85,7 +90,7 @@ class Config:
     micro_batch_tokens: Count | None = HfArg(default=None, help="As in train_grpo.py, with its defaults.")
     steps: Count = HfArg(default=3, help="Steps that are measured, after one that is not.")
     square: Count = HfArg(default=4096, help="Rows and columns of the square product.")
-    out: str = HfArg(default="results/train_flops/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/train_flops/numbers.json", help="Where the numbers are written.")
 
 
 # --- What is counted ---

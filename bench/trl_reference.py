@@ -43,7 +43,7 @@ from transformers.utils.logging import disable_progress_bar
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python bench/trl_reference.py` puts only bench/ there
 
-from flags import parse_flags  # noqa: E402
+from flags import OutFile, parse_flags  # noqa: E402
 
 STOP = 0  # the stop token and padding, as in many real models: a mask made from ids would lose it
 SHAPE = {
@@ -64,7 +64,7 @@ Pair = tuple[int, int, int]  # (prompt, chosen, rejected)
 
 @dataclass
 class Config:
-    out: str = HfArg(default=str(ROOT / "tests" / "trl_reference.json"), help="The file to write.")
+    out: OutFile = HfArg(default=str(ROOT / "tests" / "trl_reference.json"), help="The file to write.")
 
 
 # --- What the tests import: the model, and what is kept of a gradient ---
@@ -360,7 +360,7 @@ def main(args: list[str] | None = None) -> None:
             if "advantage_scale" in ours:
                 record["advantages"][ours["advantage_scale"]] = rounded(advantages)
     text = json.dumps(record).replace("}, ", "},\n")  # lines, so that a diff shows which case has changed
-    Path(config.out).write_text(text + "\n")
+    Path(config.out).write_text(text + "\n", encoding="utf-8")
     print(f"{config.out}: {len(record['dpo']) + len(record['grpo'])} cases by TRL {version('trl')}")
 
 

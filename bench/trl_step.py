@@ -35,7 +35,14 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python bench/trl_step.py` puts only bench/ there
 
-from flags import Coefficient, Count, Positive, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Coefficient,
+    Count,
+    OutFile,  # noqa: E402
+    Positive,
+    one_line_errors,
+    parse_flags,
+)
 
 from run import read_lines, read_metrics, surroundings, write_json, write_lines  # noqa: E402
 
@@ -59,7 +66,7 @@ class Config:
     threads: Count = HfArg(default=os.cpu_count(), help="OMP_NUM_THREADS of both.")
     trl_python: str = HfArg(default="bench/.venv/trl/bin/python", help="The Python that has TRL.")
     trl_micro_batch: Count = HfArg(default=16, help="Responses in one forward and backward of TRL.")
-    out: str = HfArg(default="results/trl_step/numbers.json", help="Where the numbers are written.")
+    out: OutFile = HfArg(default="results/trl_step/numbers.json", help="Where the numbers are written.")
     # How this file calls itself in TRL's environment:
     side: Literal["both", "trl"] = HfArg(default="both", help="trl: TRL's alone, as both calls it.")
     rows: str | None = HfArg(default=None, help="With --side trl: the prompts, one a line, in order.")
@@ -194,7 +201,7 @@ def run_trl(config: Config) -> list[dict]:
 def call(command: list[str], config: Config, folder: str) -> None:
     """Run a command to its end; RuntimeError with the end of what it wrote, if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(config.threads), "HF_HUB_OFFLINE": "1"}
-    with open(f"{folder}/log", "w+") as log:
+    with open(f"{folder}/log", "w+", encoding="utf-8") as log:
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
             log.seek(0)
             raise RuntimeError(f"{' '.join(command)}\n{log.read()[-2000:]}")
@@ -246,7 +253,7 @@ def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     if config.side == "trl":
         record = {"trl": version("trl"), "threads": torch.get_num_threads(), "steps": run_trl(config)}
-        Path(config.out).write_text(json.dumps(record))
+        Path(config.out).write_text(json.dumps(record), encoding="utf-8")
         return
     with one_line_errors():
         responses = config.prompts_per_step * config.samples_per_prompt
@@ -271,7 +278,7 @@ def main(args: list[str] | None = None) -> None:
                 flags = {**asdict(config), "side": "trl", "rows": rows, "weights": weights, "out": out}
                 words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
                 call([config.trl_python, "bench/trl_step.py", *words], config, folder)
-                record = json.loads(Path(out).read_text())
+                record = json.loads(Path(out).read_text(encoding="utf-8"))
                 runs.append(record["steps"])
     everything = [step for runs in (ours, *theirs.values()) for run in runs for step in run]
     assert {step["responses"] for step in everything} == {responses}, "the sides trained on different batches"

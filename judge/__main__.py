@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from flags import Coefficient, Count, one_line_errors, parse_flags, program
+from flags import Coefficient, Count, OutFolder, one_line_errors, parse_flags, program, why_not
 
 from transformers.hf_argparser import HfArg
 
@@ -37,7 +37,7 @@ from judge.verdicts import (
     to_preferences,
 )
 from judge.winrates import arena_hard_score, bradley_terry_intervals, length_controlled_winrate, winrate
-from run import check_writable, read_text, surroundings, write_json
+from run import read_text, surroundings, write_json
 
 CHARS_PER_TOKEN = 4  # a common rough figure for English
 LACKING = 0.1  # share of verdicts that may be missing or unreadable; above it the command ends with status 1
@@ -48,7 +48,7 @@ Pairs = list[tuple[str, str]]  # (model, baseline)
 class Config:
     judge_url: str = HfArg(help="An OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.")
     judge_model: str = HfArg(help="The judge's name there.")
-    out: str = HfArg(help="Folder of judgments.jsonl, which a second start completes, and result.json.")
+    out: OutFolder = HfArg(help="Folder of judgments.jsonl, which a second start completes, and result.json.")
     answers: list[str] = HfArg(
         help="FILE or NAME=FILE for each model, as `evaluate.py --n 1 --answers FILE` writes it."
     )
@@ -113,8 +113,9 @@ def print_cost(missing: dict[Key, Question], total: int, style: Style, config: C
 def collect(config: Config) -> tuple[Answers, Pairs, list[Verdict], int]:
     """Ask for the missing verdicts; return the answers, the pairs, all verdicts, and how many still lack."""
     answers, pairs, style = prepare(config)
-    path, failures = Path(config.out).expanduser() / "judgments.jsonl", ""
-    check_writable(path)
+    path, failures = Path(config.out) / "judgments.jsonl", ""
+    if problem := why_not(path, folder=False):
+        raise ValueError(f"--out {path}: {problem}")
     questions, there = ask_about(answers, pairs, config.judge_model, style), read_judgments(path)
     if any(key in questions and questions[key][1] != row["digest"] for key, row in there.items()):
         raise ValueError(f"{path}: is on other answers, or by another prompt; choose another --out")
@@ -193,7 +194,7 @@ def main(args: list[str] | None = None) -> None:
     counts = {"verdicts": len(judgments), "missing": missing, "unreadable": unreadable}
     flags = {name: getattr(config, name) for name in ("style", "judge_model", "baseline", "judge_prompt")}
     result = {"models": table, **counts, "by_letter": by_letter, **flags, **surroundings()}
-    write_json(Path(config.out).expanduser() / "result.json", result)
+    write_json(Path(config.out) / "result.json", result)
     if missing + unreadable > LACKING * (missing + len(judgments)):
         problem = f"more than {LACKING:.0%} of the verdicts are missing or unreadable"
         sys.exit(f"{program()}: {problem}; the table, and {config.out}/result.json, are of the others alone")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flags import one_line_errors, parse_flags
+from flags import OutFile, one_line_errors, parse_flags
 
 from transformers.hf_argparser import HfArg
 
 from data import prompt_id, read_file, request_text
-from run import check_writable, read_lines, write_lines
+from run import read_lines, write_lines
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # {model: {question's id: row}}
 
@@ -95,7 +95,7 @@ def read_difficulties(path: str) -> list[float]:
 @dataclass
 class Config:
     answers: str = HfArg(help="A benchmark's answers: AlpacaEval's or Arena-Hard's file.")
-    out: str = HfArg(help="File for `python -m judge`, one JSON object a line.")
+    out: OutFile = HfArg(help="File for `python -m judge`, one JSON object a line.")
     difficulties: str | None = HfArg(
         default=None, help="AlpacaEval's instruction_difficulty: a .csv file, its rows in the answers' order."
     )
@@ -104,7 +104,6 @@ class Config:
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
-        check_writable(config.out)
         rows = list(read_answers(Path(config.answers)))
         if config.difficulties:
             values = read_difficulties(config.difficulties)

@@ -79,13 +79,16 @@ def select(runs: list[Run], name: str) -> list[Run]:
 
 def read_directory(directory: str | Path, name: str, command: str = "") -> Run:
     """The results in a run's directory. ValueError in one line if it has neither metrics nor evaluations."""
-    from run import read_lines  # here, because it is slow to import and run.sh asks has() about every run
+    from run import read_json, read_lines  # here, because run.sh asks has() about every run
 
     directory, found = Path(directory), Run(name, command)
     if (directory / "config.json").exists():
-        found.config = json.loads((directory / "config.json").read_text())
+        found.config = read_json(directory / "config.json")
     if (directory / "metrics.jsonl").exists():
         found.metrics = read_lines(directory / "metrics.jsonl")
+        for number, row in enumerate(found.metrics, 1):
+            if "step" not in row or row.keys() != found.metrics[0].keys():
+                raise ValueError(f"{directory}/metrics.jsonl, line {number}: not a step's metrics")
     for path in sorted((directory / "eval").glob("*")):
         stem, _, ending = path.name.partition(".")
         if ending == "answers.jsonl":
@@ -93,7 +96,7 @@ def read_directory(directory: str | Path, name: str, command: str = "") -> Run:
             found.answers[stem] = [{key: row[key] for key in ANSWER if key in row} for row in rows]
         elif ending in ("json", "chat.json"):
             kind = found.evaluations if ending == "json" else found.chat
-            kind[stem] = json.loads(path.read_text())
+            kind[stem] = read_json(path)
     if found.metrics is None and not (directory / "eval").is_dir():
         raise ValueError(f"{directory}: not a run directory (it has no metrics.jsonl)")
     return found
@@ -239,7 +242,7 @@ def main(args: list[str] | None = None) -> None:
             add(given.path, given.directory, given.command)
         else:
             print("yes" if has(given.path, given.command) else "no")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
 
 

@@ -25,7 +25,7 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tables/ is there
 
-from flags import Count, one_line_errors, parse_flags  # noqa: E402
+from flags import Count, OutFile, one_line_errors, parse_flags, why_not  # noqa: E402  # noqa: E402
 
 from judge import bradley_terry  # noqa: E402
 from run import write_json, write_text  # noqa: E402
@@ -65,16 +65,16 @@ class Config:
     runs: list[str] = HfArg(
         help="Rows: run directories, folders of runs that differ in their seed, or rows of an archive."
     )
-    out: str | None = HfArg(
+    out: OutFile | None = HfArg(
         default=None, help="The figure. Default: curves.png in the first row's run directory."
     )
     panels: list[str] = HfArg(default_factory=lambda: PANELS, help="The metrics to draw, one a panel.")
     smooth: Count = HfArg(default=1, help="Draw each point as the mean of so many steps.")
     until: Count | None = HfArg(default=None, help="Leave out what comes after so many steps.")
-    table: str | None = HfArg(
+    table: OutFile | None = HfArg(
         default=None, help="A Markdown file for the accuracies of all rows; beside it .json and .png."
     )
-    chat_table: str | None = HfArg(
+    chat_table: OutFile | None = HfArg(
         default=None, help="A Markdown file for rewards, lengths and Elo of all rows; beside it .json."
     )
     chat_step: Count | None = HfArg(default=None, help="The step of --chat-table.")
@@ -119,6 +119,8 @@ def evaluations(runs: list[Run]) -> dict[int, list[dict]]:
 def check_alike(evaluations: list[dict], where: str) -> None:
     """ValueError in one line if evaluations that are to be compared were not measured alike."""
     for setting in ("data", "problems", "n", "temperature", "top_p", "max_new_tokens"):
+        if any(setting not in evaluation for evaluation in evaluations):
+            raise ValueError(f"{where}: an evaluation without {setting}; take what evaluate.py writes")
         values = [evaluation[setting] for evaluation in evaluations]
         other = [value for value in values if value != values[0]]
         if other:
@@ -273,7 +275,10 @@ def write_table(rows: dict[str, list[Run]], beside: str | None, until: int | Non
     missing = [label for label, row in found.items() if not row]
     if missing:
         raise ValueError(f"--table: {', '.join(missing)} has no eval/STEP.json yet; evaluate it first")
-    check_alike([e for row in found.values() for several in row.values() for e in several], f"--table {out}")
+    every = [e for row in found.values() for several in row.values() for e in several]
+    check_alike(every, f"--table {out}")
+    if any("accuracy" not in e for e in every):
+        raise ValueError(f"--table {out}: an evaluation without accuracy; requests go to --chat-table")
     table = {
         label: {step: [e["accuracy"] for e in several] for step, several in row.items()}
         for label, row in found.items()
@@ -283,10 +288,10 @@ def write_table(rows: dict[str, list[Run]], beside: str | None, until: int | Non
 
 
 def save_table(lines: list[str], table: dict, out: Path) -> None:
-    """Write a table's lines of Markdown and, beside them, its numbers as JSON; print it."""
+    """Print a table's lines of Markdown; write them and, beside them, its numbers as JSON."""
+    print("\n".join(lines))
     write_text(out, "\n".join(lines) + "\n")
     write_json(out.with_suffix(".json"), table)
-    print("\n".join(lines))
 
 
 # --- Tables with chat: accuracy, rewards, lengths, and all rows against each other ---
@@ -477,20 +482,23 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"--out: name the figure; {config.runs[0]} is no folder to put it in")
         single = {label: path for label, path in paths.items() if (path / "config.json").exists()}
         reports = {label: summarize_run(rows[label][0]) for label in single}
+        summaries = {label: summary for label, summary in reports.items() if summary}
+        out = Path(config.out or Path(config.runs[0]) / "curves.png")
+        for file in [out] * bool(curves) + [paths[label] / "report.json" for label in summaries]:
+            if problem := why_not(file, folder=False):
+                raise ValueError(f"{file}: {problem}")
+        if summaries:
+            print_summaries(summaries)
         if config.table:
             write_table(rows, config.paper, config.until, Path(config.table))
         if config.chat_table:
             write_chat_table(rows, config.chat_step, config.paper, Path(config.chat_table))
-    if curves:
-        out = Path(config.out or Path(config.runs[0]) / "curves.png")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        plot_curves(curves, config.panels, config.smooth, out)
-        print(f"curves: {out}")
-    summaries = {label: summary for label, summary in reports.items() if summary}
-    for label, summary in summaries.items():
-        write_json(paths[label] / "report.json", summary)
-    if summaries:
-        print_summaries(summaries)
+        if curves:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            plot_curves(curves, config.panels, config.smooth, out)
+            print(f"curves: {out}")
+        for label, summary in summaries.items():
+            write_json(paths[label] / "report.json", summary)
 
 
 if __name__ == "__main__":

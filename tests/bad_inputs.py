@@ -5,12 +5,14 @@ and messages {} stands for a folder that holds FILES, and a finished run of SMAL
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
 from run import write_text
 
 DPO, GRPO, EVALUATE, SERVE = "train_dpo.py", "train_grpo.py", "evaluate.py", "serve.py"
+SHOW, REPORT = "show.py", "tables/report.py"
 SMALL = "--data tiny@validation --steps 6 --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32"
 SMALL += " --lr 1e-3 --sync-every 3 --save-every 2 --keep 3 --engine transformers"
 
@@ -28,6 +30,35 @@ FILES = {  # name: content
     "used/metrics.jsonl": "{}\n",
     "mine.py": "def score(solution_str): pass\ndef hint(completions, hint): pass\ndef other(text): pass\n",
     "file": "",
+    "cut/metrics.jsonl": '{"step": 0, "reward": 0.5}\n{"step": 1, "rew',
+    "foreign/metrics.jsonl": '{"step": 0, "reward": 0.5}\n{"epoch": 1}\n',
+    "number/metrics.jsonl": "7\n",
+    "nosteps/metrics.jsonl": "",
+    "other/eval/3.json": '{"what": "else"}',
+    "half/eval/3.json": '{"accuracy": ',
+    "odd/config.json": "[]",
+    "odd/metrics.jsonl": "",
+}
+TINY = Path(__file__).parents[1] / "tiny" / "llama"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+CODE = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+CHECKPOINTS = {  # name: what is not as in tiny/llama, whose weights are left out; None removes a file
+    "lfs": {"model.safetensors": LFS},
+    "cut_weights": {"model.safetensors": (TINY / "model.safetensors").read_bytes()[:90000]},
+    "shard": {"model.safetensors.index.json": b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'},
+    "empty_config": {"config.json": b""},
+    "cut_tokenizer": {"tokenizer.json": (TINY / "tokenizer.json").read_bytes()[:100]},
+    "no_tokenizer": {"tokenizer.json": None},
+    "code": {"config.json": json.dumps(CODE).encode(), "mine.py": b"open('ran', 'w')"},
+    "tokenizer_code": {
+        "tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": ["mine.Mine", null]}}',
+        "mine.py": b"open('ran', 'w')",
+    },
+    "quantized": {
+        "config.json": json.dumps(
+            {**json.loads((TINY / "config.json").read_text()), "quantization_config": {"quant_method": "fp8"}}
+        ).encode()
+    },
 }
 
 STEPS = "takes a whole number of steps from 1 up, or inf; got"
@@ -118,6 +149,56 @@ REFUSED = [  # script, flags, what the line must say
     # for config.json there.
     (DPO, "--model no/such", "--model no/such: no such folder"),
     (DPO, "--model {}/folder", "--model {}/folder: not a Hugging Face checkpoint (it has no config.json)"),
+    # Checkpoints that a download left half, or that run code. Breaks: each check in check_files() alone; no
+    # one_line() around a load; trust_remote_code=None. The reward model's are the same checks.
+    *(
+        (script, f"--model {{}}/{name}", f"--model {{}}/{name}: {says}")
+        for script in (DPO, EVALUATE, SHOW)
+        for name, says in (
+            ("lfs", "model.safetensors is Git LFS's pointer to the file; run git lfs pull"),
+            ("cut_weights", "model.safetensors is cut, or damaged; download it again"),
+            ("shard", "model.safetensors.index.json names model-00001-of-00002.safetensors, which is not"),
+            ("empty_config", "{}/empty_config/config.json, line 1: not JSON"),
+            ("cut_tokenizer", "its tokenizer (tokenizer.json) cannot be loaded"),
+            ("no_tokenizer", "its tokenizer (tokenizer.json) cannot be loaded"),
+            ("code", "it wants code of its own to run (auto_map)"),
+            ("tokenizer_code", "its tokenizer (tokenizer.json) cannot be loaded: it wants code of its own"),
+        )
+    ),
+    (SERVE, "--model {}/code", "--model {}/code: it wants code of its own"),
+    (
+        DPO,
+        "--data chat=tiny --reward-model {}/code",
+        "{}/code: not a checkpoint, in a folder or on the Hub: it",
+    ),
+    (DPO, "--data chat=tiny --reward-model {}/lfs", "model.safetensors is Git LFS's pointer"),
+    # What could be trained, but not exported. Break: no look at quantization_config in prepare().
+    (DPO, "--model {}/quantized", "--model {}/quantized: is quantized; train the model that it was made of"),
+    # Outputs that cannot be written, found after the work. Breaks: str for OutFile, for OutFolder.
+    *(
+        (script, f"{flags} {{}}/{where}", f"{flags.split()[-1]}: {{}}/{where}: {says}")
+        for script, flags in (
+            (EVALUATE, "--model tiny/llama --out"),
+            (EVALUATE, "--model tiny/llama --answers"),
+            (REPORT, "--runs {}/run --out"),
+            (REPORT, "--runs {}/run --table"),
+            (REPORT, "--runs {}/run --chat-table"),
+        )
+        for where, says in (
+            ("file/deep/a.json", "cannot be written: {}/file is a file"),
+            ("folder", "is a folder; name a file in it"),
+        )
+    ),
+    # Results that are cut, or another's. Breaks: json.loads for read_lines, for read_json; no comparison of
+    # keys in read_directory; no look for the settings in check_alike.
+    (REPORT, "--runs {}/cut", "{}/cut/metrics.jsonl, line 2: not JSON"),
+    (REPORT, "--runs {}/foreign", "{}/foreign/metrics.jsonl, line 2: not a step's metrics"),
+    (REPORT, "--runs {}/number", "{}/number/metrics.jsonl, line 1: not a JSON object"),
+    (REPORT, "--runs {}/nosteps", "a run without a single step in its metrics.jsonl"),
+    (REPORT, "--runs {}/other --table {}/t.md", "an evaluation without data; take what evaluate.py writes"),
+    (REPORT, "--runs {}/half", "{}/half/eval/3.json, line 1: not JSON"),
+    (DPO, "--run-dir {}/odd --resume", "{}/odd/config.json: holds a list, not an object"),
+    (DPO, "--date yesterday", "--date yesterday: Invalid isoformat string: 'yesterday'; write it as in 2026"),
     # Data that is wrong somewhere. Break: leave the file's name, or the line, out of one message.
     (DPO, "--data {}/none.jsonl", "{}/none.jsonl: no such file"),
     (DPO, "--data {}/empty.jsonl", "--data {}/empty.jsonl: is empty"),
@@ -163,7 +244,8 @@ REFUSED = [  # script, flags, what the line must say
     ),
     # A run written over another, or half of it with one learning rate and half with another. Breaks: no look
     # inside the directory; put lr into run.FREE.
-    (DPO, "--run-dir {}/file", "--run-dir {}/file: is a file"),
+    (DPO, "--run-dir {}/file", "--run-dir: {}/file: is a file"),
+    (DPO, "--run-dir {}/file/run", "--run-dir: {}/file/run: cannot be written: {}/file is a file"),
     (DPO, "--run-dir {}/used", "--run-dir {}/used: not empty"),
     (DPO, "--run-dir {}/used --resume", "--run-dir {}/used: has no config.json"),
     (DPO, f"{SMALL} --run-dir {{}}/run", "--run-dir {}/run: not empty; --resume it"),
@@ -183,16 +265,23 @@ REFUSED = [  # script, flags, what the line must say
 
 
 def write_files(folder: Path) -> None:
-    """Write FILES into a folder."""
+    """Write FILES and CHECKPOINTS into a folder."""
     for name, content in FILES.items():
         write_text(folder / name, content)
+    for name, changes in CHECKPOINTS.items():
+        (folder / name).mkdir()
+        files = {path.name: path.read_bytes() for path in TINY.iterdir() if path.suffix != ".safetensors"}
+        no_weights = {"model.safetensors": b"\2\0\0\0\0\0\0\0{}"}  # the length of a header, and one
+        for file, content in {**files, **no_weights, **changes}.items():
+            if content is not None:
+                (folder / name / file).write_bytes(content)
 
 
 def words_of(script: str, flags: str, folder: Path) -> list[str]:
     """The words of a command. A train script that does not refuse it takes one step, in {}/new."""
     words = flags.replace("{}", str(folder)).split()
     for flag, value in {"--run-dir": f"{folder}/new", "--steps": "1"}.items():
-        words += [] if script in (EVALUATE, SERVE) or flag in words else [flag, value]
+        words += [flag, value] if script in (DPO, GRPO) and flag not in words else []
     return words
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import suppress
 
 import pytest
 import torch
@@ -127,6 +128,14 @@ def test_random_pairs_repeat_with_the_seed():
 def test_bestworst_takes_the_extremes_and_skips_ties():
     """The lowest score chosen, or a group of ties made into a pair. Break: swap max and min."""
     assert pick_pairs([[0.5, -2.0, 3.0, 3.0], [0.7, 0.7, 0.7, 0.7]], "bestworst") == [(0, 2, 1)]
+
+
+@pytest.mark.parametrize("how", ["bestworst", "random", "all"])
+def test_no_response_is_paired_with_itself(how):
+    """Comparisons with NaN are all false, so min() and max() may be one response. Break: best == worst."""
+    for group in ([math.nan, 0.0, 1.0], [1.0, math.nan, 0.0], [math.nan] * 3, [0.0, 1.0, math.nan]):
+        with suppress(ValueError):
+            assert all(chosen != rejected for _, chosen, rejected in pick_pairs([group], how))
 
 
 def test_all_pairs_every_right_with_every_wrong():

@@ -1,6 +1,8 @@
 """Accuracy and its errors, and a report made from a run."""
 
+import errno
 import json
+import os
 import shutil
 import statistics
 
@@ -147,6 +149,44 @@ def test_what_an_engine_keeps_of_its_first_checkpoint(tmp_path, checkpoints):
     weights = load_file(folder / "model.safetensors")
     save_file({name: w for name, w in weights.items() if "norm" not in name}, folder / "model.safetensors")
     assert kind(folder) is None
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("writes, flag", [("write_json", "--out"), ("write_lines", "--answers")])
+def test_a_measurement_that_cannot_be_written_is_printed(tmp_path, monkeypatch, capsys, writes, flag):
+    """Hours of sampling lost to a disk that is full at the end. Breaks: print_result() after the writing; no
+    except OSError."""
+    found = {
+        "model": "m",
+        "data": "d",
+        "accuracy": 0.25,
+        "n": 1,
+        "problems": 4,
+        "length": 5,
+        "truncated_frac": 0,
+    }
+    monkeypatch.setattr(evaluate, "prepare", lambda config: None)
+    monkeypatch.setattr(evaluate, "measure", lambda *_: iter([(found, [{"id": 1}])]))
+    monkeypatch.setattr(evaluate, writes, full_disk)
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model", "m", flag, str(tmp_path / "file")])
+    said = capsys.readouterr()
+    assert "m on d: accuracy 25.0 %" in said.out
+    assert f"{tmp_path}/file: No space left on device; measured: {json.dumps(found)}\n" in said.err
+
+
+def test_a_run_whose_eval_folder_cannot_be(tmp_path, monkeypatch):
+    """The same, where --out has its default, or a {}. Breaks: no look at eval in prepare(); no why_not() in
+    files_of."""
+    (tmp_path / "export" / "3").mkdir(parents=True)
+    (tmp_path / "eval").touch()
+    with pytest.raises(ValueError, match=f"^--model {tmp_path}: its folder eval: is a file; name a"):
+        evaluate.prepare(evaluate.Config(model=[str(tmp_path)]))
+    with pytest.raises(ValueError, match=f"^--out {tmp_path}/eval/a.json: cannot be written: "):
+        evaluate.files_of(evaluate.Config(model=["a", "b"], out=f"{tmp_path}/eval/{{}}.json"), "out")
 
 
 def test_each_model_has_a_file(tmp_path):

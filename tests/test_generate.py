@@ -1,6 +1,9 @@
 """Rollouts: whole, reproducible, and the same however they are batched."""
 
+import json
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 from flags import TrainFlags, parse_flags
@@ -12,9 +15,11 @@ from conftest import byte_tokenizer, make_checkpoint, torchrun, write_program
 import data
 import generate
 import train_dpo
+from batch import to_batch
 from data import Prompt
 from generate import (
     Generator,
+    ServedGenerator,
     VLLMGenerator,
     Window,
     encode_prompts,
@@ -23,7 +28,8 @@ from generate import (
     load_generator,
     request_seed,
 )
-from model import load_tokenizer
+from model import load_tokenizer, stop_ids, tokenizer_content
+from serve import engine_settings
 
 CPU = torch.device("cpu")
 
@@ -217,6 +223,78 @@ def test_ids_past_the_tokenizer_are_never_sampled(engine, prompts, tmp_path):
     assert len(ids) > 50 and max(ids) < len(generator.tokenizer) == 260
 
 
+def listed(folder, **eos):
+    """A random checkpoint with these eos_token_id in generation_config and config; None is no such file."""
+    path = Path(make_checkpoint(folder, "llama"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "eos_token_id": eos.get("config")}))
+    (path / "generation_config.json").unlink()
+    if "generation" in eos:
+        text = json.dumps({"eos_token_id": eos["generation"], "temperature": 0.6})
+        (path / "generation_config.json").write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "eos, expected",  # the tokenizer's EOS is 256
+    [
+        ({"generation": [97, 98], "config": 5}, [97, 98, 256]),
+        ({"generation": 97}, [97, 256]),
+        ({"generation": None, "config": 5}, [256]),
+        ({"config": [97, 5]}, [5, 97, 256]),
+        ({"config": None}, [256]),
+        ({"generation": [97, 99999, "x"]}, [97, 256]),
+    ],
+)
+def test_stop_ids_come_from_every_source(tmp_path, eos, expected):
+    """Responses that never stop, as the stop token is listed where nobody looks. Breaks: leave out the
+    tokenizer's; config.json's although there is the file."""
+    path = listed(tmp_path, **eos)
+    assert stop_ids(path, load_tokenizer(path)) == expected
+
+
+def test_no_stop_token_at_all(tmp_path):
+    """Every response is cut, without a word. Break: no look at `ids` in stop_ids."""
+    path = listed(tmp_path, generation=[], config=None)
+    tokenizer = load_tokenizer(path)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=f"--model {path}: no stop token, .* generation_config.json$"):
+        stop_ids(path, tokenizer)
+
+
+def test_both_kinds_of_stop_tokens_end_a_response(tmp_path, prompts):
+    """A response that goes on behind its stop token, or whose stop token is not trained. Breaks: the
+    tokenizer's alone, or generation_config's alone, in stop_ids; `if not tokens[i][-1] in`."""
+    generator = load_generator("transformers", listed(tmp_path, generation=[97, 98]), torch.float32, CPU, 128)
+    rollouts = sum(generator.sample(prompts, 16, 1.0, 1.0, 150, [1, 50]), [])
+    stopped = [rollout.response_ids for rollout in rollouts if rollout.finish_reason == "stop"]
+    assert {ids[-1] for ids in stopped} == {97, 98, 256}
+    assert not any({97, 98, 256} & {*rollout.response_ids[:-1]} for rollout in rollouts)
+    assert all(len(rollout.response_ids) == 150 for rollout in rollouts if rollout.finish_reason == "length")
+    ids, mask, _ = to_batch(rollouts, CPU)
+    assert [row[on.bool()].tolist() for row, on in zip(ids, mask, strict=True)] == [
+        rollout.response_ids for rollout in rollouts
+    ]
+
+
+def test_every_engine_is_told_the_same_stop_tokens(tmp_path, prompts):
+    """vLLM that stops elsewhere than the transformers engine. Breaks: no stop_token_ids in either; vLLM's
+    default for generation_config, by which it reads the checkpoint's file as well."""
+    path, told = listed(tmp_path, generation=[97, 98]), []
+    answer = [([5], [-1.0], "stop")]
+    mine, served = Generator.__new__(VLLMGenerator), Generator.__new__(ServedGenerator)
+    for generator in (mine, served):
+        Generator.__init__(generator, path, torch.float32)
+    mine.sleeps, mine.asleep, mine.vllm = False, False, SimpleNamespace(SamplingParams=dict)
+    mine.llm = SimpleNamespace(generate=lambda requests, params, use_tqdm: told.extend(params) or [])
+    mine._complete([[5]], 1, 1.0, 1.0, [8], [1], 0)
+    served.servers = SimpleNamespace(complete=lambda ids, sampling, *_: told.append(sampling) or [answer])
+    served.sample(prompts[:1], 1, 1.0, 1.0, 8, [1])
+    assert [sampling["stop_token_ids"] for sampling in told] == [[97, 98, 256]] * 2
+    settings = engine_settings(path, torch.float32, 128, 0.5)
+    assert settings["generation_config"] == "vllm" and settings["trust_remote_code"] is False
+
+
 class Sleeper:
     """What VLLMGenerator asks of an engine, in the order asked."""
 
@@ -301,6 +379,8 @@ class Odd(Generator):
         ([([5], [-1.0], "stop"), ([5, 6], [-1.0], "stop")], "a response of 2 tokens and 1 log-probs"),
         ([([5], [-1.0], "stop"), ([5, 260], [-1.0, -1.0], "stop")], "ids from 5 to 260, of a vocabulary of"),
         ([([5], [-1.0], "stop"), ([-1, 5], [-1.0, -1.0], "stop")], "ids from -1 to 5"),
+        ([([5], [-1.0], "stop"), ([5, 6], [-1.0, float("nan")], "stop")], "a log-prob that is not finite"),
+        ([([5], [-1.0], "stop"), ([5, 6], [float("-inf"), -1.0], "stop")], "a log-prob that is not finite"),
     ],
 )
 def test_an_engine_that_answers_otherwise_than_asked(checkpoints, prompts, answer, problem):
@@ -352,6 +432,40 @@ def test_prompts_without_the_system_block(prompts):
     tokenizer.chat_template = "{% for m in messages %}{{ loop.length }}<eot>{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="--system-block False: the chat template"):
         encode_prompts(tokenizer, prompts)
+
+
+# The shape of Llama 3.2's, which prints the day.
+LLAMA_32 = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    + (
+        "{{ '<bos>' }}<head>system</head>\n\nToday Date: {{ date_string }}\n\n<eot>{% for m in messages %}"
+        "{{ '<head>' + m.role + '</head>\n\n' + m.content | trim + '<eot>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<head>assistant</head>\n\n' }}{% endif %}"
+    )
+)
+
+
+def dated(folder):
+    """A random checkpoint whose chat template prints the date, as Llama 3.2's."""
+    path = Path(make_checkpoint(folder, "llama"))
+    (path / "chat_template.jinja").write_text(LLAMA_32)
+    return str(path)
+
+
+def test_the_date_in_a_prompt_is_the_runs(tmp_path, prompts):
+    """Other prompts tomorrow than today. Breaks: no set_date() in load_tokenizer; none in load_generator; no
+    date in tokenizer_content."""
+    path = dated(tmp_path)
+    tokenizer, today = load_tokenizer(path, date="2024-07-26"), load_tokenizer(path)
+    turn = f"<head>user</head>\n\n{prompts[0].messages[0]['content']}<eot><head>assistant</head>\n\n"
+    text = f"<bos><head>system</head>\n\nToday Date: 26 Jul 2024\n\n<eot>{turn}"
+    expected = tokenizer.encode(text, add_special_tokens=False)
+    assert encode_prompts(tokenizer, prompts)[0] == expected != encode_prompts(today, prompts)[0]
+    assert f"{datetime.now():%d %b %Y}" in today.decode(encode_prompts(today, prompts)[0])
+    generator = load_generator("transformers", path, torch.float32, CPU, 256, date="2024-07-26")
+    assert generator.sample(prompts[:1], 1, 1.0, 1.0, 2, [1])[0][0].prompt_ids == expected
+    assert tokenizer_content(tokenizer) != tokenizer_content(today)
+    assert tokenizer_content(tokenizer) == tokenizer_content(generator.tokenizer)
 
 
 class Counting(Generator):

@@ -43,7 +43,7 @@ class Ruler:
 
     truncated = 3
 
-    def __init__(self, path, device=None):
+    def __init__(self, path, device=None, date=None):
         pass
 
     def has_room(self, messages):

@@ -6,19 +6,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import computed, torchrun, wait_for_step
 from safetensors.torch import load_file
 
+import evaluate
 import life
 import train_dpo
 import train_grpo
 from checkpoint import newest
-from run import Run, lock, read_config, read_metrics
+from run import Run, check_same_run, lock, read_config, read_metrics, write_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--data tiny@validation --steps 6 --prompts-per-step 6 --samples-per-prompt 8 --max-new-tokens 32"
@@ -195,6 +198,84 @@ def test_killed_between_a_checkpoint_and_its_export(straight, monkeypatch, tmp_p
     train_dpo.main(command)
     assert_same(computed(tmp_path / "run"), straight(train_dpo, flags))
     assert sorted(path.name for path in (tmp_path / "run" / "export").iterdir()) == ["2", "4", "6"]
+
+
+UNSCORED = SimpleNamespace(usable=lambda prompts, **_: prompts)  # the real one starts processes
+
+
+def test_the_date_is_that_of_the_runs_start(monkeypatch, tmp_path):
+    """A resumed run, its own validation, or a later evaluation whose prompts print another day. Breaks: no
+    run_date() in prepare(); no "date" in generator_settings(), in _validate; no date_of() in evaluate."""
+    days, told, commands = iter(["2024-07-26", "2030-01-01"]), [], []
+    load_generator = train_dpo.load_generator
+
+    def load(*arguments, **settings):
+        told.append(settings["date"])
+        return load_generator(*arguments, **settings)
+
+    monkeypatch.setattr(life, "time", SimpleNamespace(strftime=lambda form: next(days)))
+    monkeypatch.setattr(train_dpo, "load_generator", load)
+    run = SimpleNamespace(returncode=1)
+    monkeypatch.setattr(life.subprocess, "run", lambda command, **_: commands.append(command) or run)
+    monkeypatch.setattr("run.surroundings", dict)
+    directory, data = tmp_path / "run", tmp_path / "sums.jsonl"
+    write_lines(data, ({"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)))
+    command = (
+        f"{SMALL} --data {data}@train --run-dir {directory} --engine transformers --save-every 1".split()
+    )
+    command += ["--prompts-per-step", "2", "--samples-per-prompt", "2"]
+    train_dpo.main([*command, "--steps", "1"])
+    train_dpo.main([*command, "--steps", "2", "--resume", "--eval-every", "2"])
+    assert told == ["2024-07-26"] * 2 and read_config(directory)["flags"]["date"] == "2024-07-26"
+    (words,) = commands
+    assert words[words.index("--date") + 1] == "2024-07-26"
+    monkeypatch.setattr(evaluate, "Scorer", lambda *_, **__: UNSCORED)
+    for model in (directory, directory / "export" / "1"):
+        ((_, tokenizer, *_),), *_ = evaluate.prepare(evaluate.Config(model=[str(model)], data=str(data)))
+        assert tokenizer.date == "2024-07-26"
+    with pytest.raises(SystemExit):
+        train_dpo.main([*command, "--resume", "--date", "2024-07-27"])
+
+
+def test_a_checkpoint_of_no_run_prints_todays_date(monkeypatch, tmp_path, capsys):
+    """Two evaluations that differ by the day, without a word. Break: no line in evaluate.prepare."""
+    monkeypatch.setattr(evaluate, "Scorer", lambda *_, **__: UNSCORED)
+    folder = shutil.copytree(ROOT / "tiny/llama", tmp_path / "seed")
+    template = (folder / "chat_template.jinja").read_text()
+    for printed in ("", "{{ strftime_now('%d %B') }}"):
+        (folder / "chat_template.jinja").write_text(printed + template)
+        evaluate.prepare(evaluate.Config(model=[str(folder)], limit=3))
+        said = f"{folder}: its chat template prints the date, today's {datetime.now():%Y-%m-%d} (--date)"
+        assert (said in capsys.readouterr().out) == bool(printed)
+    evaluate.prepare(evaluate.Config(model=[str(folder)], limit=3, date="2024-07-26"))
+    assert "prints the date" not in capsys.readouterr().out
+
+
+def test_a_run_is_resumed_from_another_directory(monkeypatch, tmp_path):
+    """A run that is refused since the same path is written otherwise; one that goes on with another model.
+    Breaks: == for same_value, for same_path; no started_in; "data" into FREE."""
+    model, other = tmp_path / "here" / "models" / "a", tmp_path / "there" / "models" / "a"
+    for folder in (model, other):
+        folder.mkdir(parents=True)
+    (tmp_path / "here" / "p.jsonl").touch()
+
+    def config(folder, **flags):
+        monkeypatch.chdir(folder)
+        run_dir = os.path.relpath(tmp_path / "runs" / "x")
+        usual = {"run_dir": run_dir, "model": "models/a", "data": ["p.jsonl@train:2", "tiny"]}
+        usual["date"] = "2024-07-26"
+        return train_dpo.Config(**{**usual, **flags})
+
+    Run(config(tmp_path / "here")).close()
+    check_same_run(config(tmp_path / "here"))
+    data = ["math=../here/p.jsonl@train:2", "tiny"]
+    alike = {"model": "../here/models/a", "data": data}
+    check_same_run(config(tmp_path / "there", **alike))
+    check_same_run(config(tmp_path, model=str(model), data=[f"{tmp_path}/here/p.jsonl@train:2", "tiny"]))
+    others = ["p.jsonl@train:3", "../here/p.jsonl@test:2", "chat=../here/p.jsonl@train:2", "p.json@train:2"]
+    for flags in ({"model": "models/a"}, *({"data": [spec, "tiny"]} for spec in others), {"data": data[:1]}):
+        with pytest.raises(ValueError, match=f"--{[*flags][0]} .*: the run in .* has .*; resume it with"):
+            check_same_run(config(tmp_path / "there", **{**alike, **flags}))
 
 
 HOLD = "import sys; from pathlib import Path; from run import lock; lock(Path(sys.argv[1])); print(); input()"

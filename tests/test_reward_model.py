@@ -259,6 +259,15 @@ def test_accuracy_on_preferences(folders, form):
     assert wins == sum(expected[2 * pair] > expected[2 * pair + 1] for pair in range(40)) and 5 < wins < 35
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_score_that_is_not_finite_names_its_conversation(folders, form):
+    """DPO that pairs a response with itself, GRPO that blames gradients. Break: no isfinite() in score()."""
+    model = RewardModel(folders[form], batch_tokens=64)
+    model.model.model.embed_tokens.weight.data[END] = float("nan")
+    with pytest.raises(ValueError, match=f"^{folders[form]}: scores conversation 1 by nan; it ends 'the e"):
+        model.score([conversation("Why?", "the end" + i * "!") for i in (40, 0)])
+
+
 def reweighed(folder, **changes):
     """The folder, after a change of tensors in model.safetensors; None removes one."""
     weights = load_file(folder / "model.safetensors") | changes
@@ -279,6 +288,9 @@ ONE_LABEL = {"id2label": {"0": "good"}, "label2id": {"good": 0}}
 NO_HEAD, TWO_ROWS = {"v_head.weight": None}, {"v_head.weight": torch.zeros(2, 32)}
 NO_NORM, BIAS = {"model.norm.weight": None}, {"v_head.bias": torch.zeros(1)}
 
+NAN_HEAD = {"v_head.weight": torch.full((1, 32), torch.nan)}
+INF_HEAD = {"score.weight": torch.full((1, 32), torch.inf)}
+
 
 @pytest.mark.parametrize(
     ("form", "spoil", "message"),
@@ -290,6 +302,8 @@ NO_NORM, BIAS = {"model.norm.weight": None}, {"v_head.bias": torch.zeros(1)}
         ("v_head", lambda f: reweighed(f, **NO_NORM), "missing.*model.norm.weight.*save"),
         ("v_head", lambda f: reweighed(f, **BIAS), "unexpected.*v_head.bias.*save the model again"),
         ("v_head", lambda f: reweighed(f, **TWO_ROWS), "mismatched.*v_head.weight.*save"),
+        ("v_head", lambda f: reweighed(f, **NAN_HEAD), "hold NaN"),
+        ("classifier", lambda f: reweighed(f, **INF_HEAD), "hold NaN"),
         ("v_head", lambda f: edited(edited(f, **NO_CLS), CLS_ID=None), "no CLS token: set CLS_ID"),
         ("v_head", lambda f: rewritten(f, "chat_template.jinja", "{{ cls_token }}"), "writes the CLS token"),
         ("v_head", lambda f: rewritten(f, "chat_template.jinja", None), "no chat template: add"),

@@ -31,7 +31,13 @@ from transformers.hf_argparser import HfArg
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tiny/chat.py` puts only tiny/ on the path
 
-from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFolder,  # noqa: E402
+    Positive,
+    one_line_errors,
+    parse_flags,
+)
 
 from run import read_lines, write_lines  # noqa: E402
 from tiny import make  # noqa: E402
@@ -344,7 +350,7 @@ class Config:
         default="all", help="Make one thing instead of all."
     )
     truth: str | None = HfArg(default=None, help="Make nothing; add the true reward to answers, or to a run.")
-    out: str = HfArg(default=str(ROOT / "tiny"), help="Folder for requests/, chat/ and reward/.")
+    out: OutFolder = HfArg(default=str(ROOT / "tiny"), help="Folder for requests/, chat/ and reward/.")
     seed: int = HfArg(default=0, help="Seed of the requests, the answers, the pairs and the weights.")
     rows: Count = HfArg(default=12, help="Requests in a step of the policy's training.")
     answers: Count = HfArg(default=4, help="Answers to each.")

