@@ -1,4 +1,4 @@
-# make demo   watch a 1M-parameter model learn by semi-online DPO, then measure it (5 minutes on 2 cores)
+# make demo   watch a 1M-parameter model learn by semi-online DPO, then measure it (4 minutes on 2 cores)
 # make test   lint, and the fast tests           make slow   the tests that take minutes
 # make lint   ruff alone                         make venv   only install, from requirements-$(DEVICE).txt
 # make figures  redraw the figures and tables of results/ from the runs there, without training (minutes)
@@ -51,8 +51,8 @@ venv: .venv/$(LOCK)
 # Many machines get torch's CUDA build from pip, which works without a GPU but not without its CUDA libraries:
 # the last pip line adds them, and does nothing for a CPU build.
 .venv/$(LOCK): $(LOCK)
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
-	  echo "venv: $(PYTHON) is not Python 3.11 or 3.12: name one, as in 'make PYTHON=python3.12'" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo "venv: $(PYTHON) is not Python 3.11 to 3.14: name one, as in 'make PYTHON=python3.12'" >&2; exit 1; }
 	@echo "venv: installing $(LOCK) into .venv (gigabytes: some minutes without a word)"
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv

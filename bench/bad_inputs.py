@@ -42,21 +42,20 @@ STOPPED = {  # what is wrong: the fault, in Python, flags, and what the last err
         "import sync; of = sync.full_weights; "
         "sync.full_weights = lambda p, d: ((n, w) for n, w in of(p, d) if 'layers.1.mlp.down' not in n)",
         "--engine vllm",
-        "weights were sent",
+        "did not arrive: model.layers.1.mlp.down_proj.weight",
     ),
     "a weight is sent with its old value": (
         "import sync; of, old = sync.full_weights, {}; "
         "sync.full_weights = lambda p, d: ((n, old.setdefault(n, w.clone()) if '1.mlp.down' in n else w) "
         "for n, w in of(p, d))",
         "--engine vllm",
-        "disagree on the canary",
+        "arrived as other bytes: model.layers.1.mlp.down_proj.weight",
     ),
     "nothing arrives after the first copies": (
-        "import generate; G = generate.VLLMGenerator; of, calls = G.load_weights, []; "
-        "G.load_weights = lambda g, w: (calls.append(1), of(g, w) if len(calls) < 3 else "
-        "(names := {n for n, _ in w}, names))[1]",
+        "import generate; G = generate.VLLMGenerator; of, seen = G.load_weights, []; "
+        "G.load_weights = lambda g, w: (seen.append(of(g, w)) if len(seen) < 2 else list(w), seen[-1])[1]",
         "--engine vllm",
-        "disagree on the canary",
+        "arrived as other bytes",
     ),
     "the prefix cache is not reset": (
         "import generate; generate.VLLMGenerator.reset_prefix_cache = lambda g: False",

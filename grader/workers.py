@@ -236,11 +236,16 @@ class MathVerifier(Workers):
             workers, timeout_s, [str(MEMORY_BYTES), os.path.abspath(grade.__file__)], environment
         )
 
+    def begin(self, items: list[tuple[str, str]]) -> None:
+        super().begin(list(dict.fromkeys(items)))
+
     def score(self, items: list[tuple[str, str]]) -> list[float]:
         """`math_reward` of each (response, gold) pair, in order; 0.0 where the worker was late or died."""
-        graded = [(0.0, True) if reply in ("late", "died") else reply for reply in self._graded(items)]
-        self.parse_failures += sum(not extracted for _, extracted in graded)
-        return [reward for reward, _ in graded]
+        distinct = list(dict.fromkeys(items))  # a group repeats itself: the same text is graded once
+        graded = dict(zip(distinct, self._graded(distinct), strict=True))
+        replies = [(0.0, True) if graded[item] in ("late", "died") else graded[item] for item in items]
+        self.parse_failures += sum(not extracted for _, extracted in replies)
+        return [reward for reward, _ in replies]
 
     def unparsable(self, golds: list[str]) -> list[int]:
         """Indices of the golds that Math-Verify cannot parse. Every response to them would score 0.0.

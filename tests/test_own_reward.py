@@ -376,8 +376,8 @@ def test_validation_and_evaluation_score_by_it(checkpoints, folder, tmp_path, mo
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     config = parse_flags(
         train_dpo.Config,
-        ["--engine", "transformers", "--dtype", "float32", "--max-new-tokens", "6", "--reward"]
-        + [f"{folder}/steps.py:reward", "--reward-timeout", "9", "--reward-memory", "7"],
+        ["--engine", "transformers", "--dtype", "float32", "--max-new-tokens", "6", "--date", "2026-11-26"]
+        + ["--reward", f"{folder}/steps.py:reward", "--reward-timeout", "9", "--reward-memory", "7"],
     )
     asked = []
 

@@ -217,7 +217,7 @@ def test_the_date_is_that_of_the_runs_start(monkeypatch, tmp_path):
     monkeypatch.setattr(train_dpo, "load_generator", load)
     run = SimpleNamespace(returncode=1)
     monkeypatch.setattr(life.subprocess, "run", lambda command, **_: commands.append(command) or run)
-    monkeypatch.setattr("run.surroundings", dict)
+    monkeypatch.setattr("run.surroundings", lambda: {"versions": {}})
     directory, data = tmp_path / "run", tmp_path / "sums.jsonl"
     write_lines(data, ({"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)))
     command = (
@@ -229,7 +229,7 @@ def test_the_date_is_that_of_the_runs_start(monkeypatch, tmp_path):
     assert told == ["2024-07-26"] * 2 and read_config(directory)["flags"]["date"] == "2024-07-26"
     (words,) = commands
     assert words[words.index("--date") + 1] == "2024-07-26"
-    monkeypatch.setattr(evaluate, "Scorer", lambda *_, **__: UNSCORED)
+    monkeypatch.setattr(evaluate.Scorer, "of", lambda *_, **__: UNSCORED)
     for model in (directory, directory / "export" / "1"):
         ((_, tokenizer, *_),), *_ = evaluate.prepare(evaluate.Config(model=[str(model)], data=str(data)))
         assert tokenizer.date == "2024-07-26"
@@ -239,7 +239,7 @@ def test_the_date_is_that_of_the_runs_start(monkeypatch, tmp_path):
 
 def test_a_checkpoint_of_no_run_prints_todays_date(monkeypatch, tmp_path, capsys):
     """Two evaluations that differ by the day, without a word. Break: no line in evaluate.prepare."""
-    monkeypatch.setattr(evaluate, "Scorer", lambda *_, **__: UNSCORED)
+    monkeypatch.setattr(evaluate.Scorer, "of", lambda *_, **__: UNSCORED)
     folder = shutil.copytree(ROOT / "tiny/llama", tmp_path / "seed")
     template = (folder / "chat_template.jinja").read_text()
     for printed in ("", "{{ strftime_now('%d %B') }}"):
