@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 if "OMP_WAIT_POLICY" not in os.environ:
     # Rounds that a waiting thread of OpenMP spins before it sleeps. By default some 300,000: beside other
     # programs it then burns the time that the thread which it waits for needs (results/busy).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if not sys.stderr.isatty():  # a file: no walls of progress bars, but for the run's own (life.py)
     os.environ.setdefault("TQDM_DISABLE", "1")
 
