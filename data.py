@@ -297,7 +297,10 @@ def make_prompts(
             text = request_text(row, where)
             messages = [{"role": "user", "content": text}]
             reason = request_filter(row, text)
-        key = prompt_id(text)
+        try:
+            key = prompt_id(text)
+        except UnicodeEncodeError:  # half of a surrogate pair, where an emoji was cut: no tokenizer takes it
+            key, reason = text, reason or "half a character"
         if reason is None and key in prompts:
             reason = "repeated"
         if reason:

@@ -231,7 +231,8 @@ def main(args: list[str] | None = None) -> None:
             rewards = torch.tensor(scorer.score(prompts, responses)).view(-1, G)  # (P, G)
 
         # --- Pair: indices of responses; those of prompt p are p * G to p * G + G - 1 ---
-        pairs = pair_up(prompts[::G], rewards, config.pairing, f"pairs/{config.seed}/{step}")
+        with one_line_errors():  # random and all take rewards of 0 and 1 alone
+            pairs = pair_up(prompts[::G], rewards, config.pairing, f"pairs/{config.seed}/{step}")
         groups = responses_of(pairs, G, whole_groups=config.grpo_coef > 0)  # what is learned from
         advantages = group_advantages(rewards).flatten().to(device)  # (P * G,)
 

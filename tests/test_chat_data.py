@@ -115,6 +115,16 @@ def test_an_empty_request_is_dropped(tmp_path, capsys, empty):
     assert "1 prompts from 2 rows, dropped: empty 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["math", "chat"])
+def test_half_a_character_is_dropped(tmp_path, capsys, task):
+    r"""A traceback for a text that was cut inside an emoji. Break: no `except UnicodeEncodeError`."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "Hi \\ud83d", "answer": "1"}\n{"prompt": "Hi \\ud83d\\ude00", "answer": "1"}\n')
+    (prompt,) = load_prompts(f"{task}={file}")
+    assert "Hi 😀" in prompt.messages[0]["content"]
+    assert "dropped: half a character 1" in capsys.readouterr().out
+
+
 def test_a_benchmark_keeps_all_its_questions(tmp_path):
     """A leaderboard's question lost because it is in French or long. Break: filter every row."""
     file = tmp_path / "bench.json"

@@ -343,6 +343,13 @@ def test_the_documented_functions_train(train, script, reward, folder, capsys):
         assert rows[0]["pair_frac"] > 0
 
 
+def test_pairs_of_right_and_wrong_want_zeros_and_ones(train, capsys):
+    """A traceback for --pairing random with other rewards. Break: no one_line_errors() around pair_up()."""
+    with pytest.raises(SystemExit):
+        train(train_dpo, "length.py:score", "--pairing", "random")
+    assert "--pairing random needs rewards of 0 and 1; use bestworst" in capsys.readouterr().err
+
+
 def test_pairing_without_a_reward(monkeypatch):
     """Another default for everybody else. Break: "bestworst" whatever config.reward is."""
     assert parse_flags(train_dpo.Config, []).pairing is None
