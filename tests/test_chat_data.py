@@ -119,7 +119,8 @@ def test_an_empty_request_is_dropped(tmp_path, capsys, empty):
 def test_half_a_character_is_dropped(tmp_path, capsys, task):
     r"""A traceback for a text that was cut inside an emoji. Break: no `except UnicodeEncodeError`."""
     file = tmp_path / "a.jsonl"
-    file.write_text('{"prompt": "Hi \\ud83d", "answer": "1"}\n{"prompt": "Hi \\ud83d\\ude00", "answer": "1"}\n')
+    rows = [{"prompt": "Hi \ud83d", "answer": "1"}, {"prompt": "Hi 😀", "answer": "1"}]
+    file.write_text("\n".join(map(json.dumps, rows)))
     (prompt,) = load_prompts(f"{task}={file}")
     assert "Hi 😀" in prompt.messages[0]["content"]
     assert "dropped: half a character 1" in capsys.readouterr().out
