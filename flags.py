@@ -82,6 +82,7 @@ class OwnFunction(str):
     """A flag's type: FILE.py:NAME, a function in a file that is there."""
 
     def __new__(cls, text: str):
+        text = expand(text)
         file, _, name = text.rpartition(":")
         if not (file.endswith(".py") and name.isidentifier()):
             raise ArgumentTypeError(f"takes FILE.py:NAME, a function in a file; got {text!r}")

@@ -128,14 +128,15 @@ def check_same_run(config: TrainFlags) -> None:
     if not (directory / "config.json").exists():
         return
     run, now = read_config(directory), flags_of(config)
-    before = {**run["flags"], "date": run_date(directory)}
+    # A run from before a flag was did what the flag now asks for by this value.
+    before = {"strict_paper_grading": True, **run["flags"], "date": run_date(directory)}
     there = Path(os.path.realpath(directory), run.get("started_in", os.getcwd()))
     for name in sorted(now.keys() | before.keys()):
         if name not in FREE and not same_value(name, now.get(name), before.get(name), there):
             flag = "--" + name.replace("_", "-")
             was = f"the run in {directory} has {before.get(name)}"
             raise ValueError(f"{flag} {now.get(name)}: {was}; resume it with the same")
-    if config.reward and config.reward.content() != read_config(directory)["reward_file"]:  # mended, maybe
+    if config.reward and config.reward.content() != run["reward_file"]:  # mended, maybe
         print(f"run: --reward {config.reward}: the file has changed since the run began; going on with it")
 
 
@@ -151,7 +152,8 @@ def start_tracker(config: TrainFlags, run_id: str, first_step: int) -> tuple[Cal
 
     run_id: tells runs of one name apart. first_step: the first that the tracker does not have.
     """
-    folder, flags = Path(config.run_dir).resolve(), flags_of(config)
+    folder = Path(config.run_dir).resolve()
+    flags = {name: value for name, value in flags_of(config).items() if name not in FREE}  # no hosts or files
     named = {"project": PROJECT, "resume": "allow", "config": flags}
     try:
         if config.report_to == "tensorboard":
@@ -203,6 +205,9 @@ def same_value(name: str, now: Any, before: Any, there: Path) -> bool:
     if name == "data" and before:  # without folders: a checkpoint compares the prompts themselves
         now, before = ([spec.removeprefix("math=") for spec in specs] for specs in (now, before))
         return [re.sub("[^=]*/", "", spec) for spec in now] == [re.sub("[^=]*/", "", spec) for spec in before]
+    if name == "reward" and now and before:
+        (now, ours), (before, theirs) = (value.rsplit(":", 1) for value in (now, before))
+        return ours == theirs and same_path(now, before, there)
     return same_path(now, before, there) if name in ("model", "reward_model") else now == before
 
 

@@ -29,7 +29,7 @@ for ((round = 1; round <= ${ROUNDS:-2}; round++)); do
     loops=()
     if [ $company = beside ]; then
       for _ in 1 2; do
-        setsid sh -c 'while :; do :; done' & # a session of its own, as another user's program has
+        setsid sh -c 'while :; do :; done' & # as another user's program would
         loops+=($!)
       done
     fi

@@ -55,12 +55,12 @@ class OwnReward(Workers):
         if self.shape["batch"] and missing:
             has = ", ".join(sorted(columns)) or "none"
             raise ValueError(f"{self.flag}: needs {', '.join(sorted(missing))}; --data has the columns {has}")
-        try:
-            json.dumps([prompt.row for prompt in prompts[:1]])
-        except TypeError as error:
-            raise ValueError(
-                f"{self.flag}: --data has a column that is not JSON ({error}): drop it"
-            ) from None
+        for prompt in prompts:
+            try:
+                json.dumps(prompt.row)
+            except TypeError as error:
+                problem = f"prompt {prompt.id} has a column that is not JSON ({error}): drop it"
+                raise ValueError(f"{self.flag}: {problem}") from None
 
     def score(self, items: Items) -> list[float]:
         """The reward of each (response, prompt), in order; NaN where it is dropped."""

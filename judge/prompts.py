@@ -116,15 +116,21 @@ def final_text(choice: "Choice") -> str:
     return "" if text.startswith("<think") else text
 
 
+def alternatives(choice: "Choice") -> list:
+    """The tokens listed for the first token, with their log-probs; [] from endpoints that list none."""
+    first = choice.logprobs.content[:1] if choice.logprobs and choice.logprobs.content else []
+    return [token for one in first for token in getattr(one, "top_logprobs", None) or []]
+
+
 def read_preference(choice: "Choice", quotable: bool = False) -> float | None:
     """Return the first answer's share, 0 to 1, of the probability that the first token gives to "m" or "M".
 
-    None if neither name is among the listed tokens (alpaca_eval's logprob_parser). A reply without log-probs
+    None if neither name is among the listed tokens (alpaca_eval's logprob_parser). A reply without a list
     counts by its letter: 1.0 for "m", 0.0 for "M", None for any other text. So a quotation never counts.
     """
-    if not (choice.logprobs and choice.logprobs.content):
+    listed = alternatives(choice)
+    if not listed:
         return {"m": 1.0, "M": 0.0}.get(final_text(choice))
-    listed = getattr(choice.logprobs.content[0], "top_logprobs", None) or []  # some endpoints list none
     listed = [t for t in listed if t.logprob is not None]  # JSON has no minus infinity
     first, second = (sum(np.exp(t.logprob) for t in listed if t.token.strip() == name) for name in "mM")
     return float(first / (first + second)) if first + second > 0 else None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from judge.answers import Answers
-from judge.prompts import LABEL, LABELS, Style
+from judge.prompts import LABEL, LABELS, Style, alternatives
 from run import read_lines
 
 if TYPE_CHECKING:  # openai takes a second to import: only asking a judge needs it
@@ -145,7 +145,7 @@ def ask(client: "OpenAI", key: Key, messages: list[dict[str, str]], digest: str,
     """Ask one question and return its row of judgments.jsonl."""
     reply = client.chat.completions.create(model=key[-1], messages=messages, **style.request)
     choice = reply.choices[0]
-    listed = bool(choice.logprobs and choice.logprobs.content)
+    listed = bool(alternatives(choice))
     quotable = len(LABEL.findall(messages[-1]["content"])) > len(LABEL.findall(style.prompt))
     verdict = {"digest": digest, "verdict": style.read(choice, quotable), "logprobs": listed}
     text = choice.message.content or choice.message.refusal

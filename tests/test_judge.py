@@ -350,7 +350,7 @@ def test_letter_behind_reasoning():
     assert judge.read_preference(choice([{"type": "text", "text": "m"}])) is None
     bare = choice("m")
     bare.logprobs = SimpleNamespace(content=[SimpleNamespace(token="m")])  # no list of alternatives
-    assert judge.read_preference(bare) is None
+    assert judge.read_preference(bare) == 1
     nothing = SimpleNamespace(token="M", logprob=None)  # JSON for minus infinity
     one = SimpleNamespace(token="m", logprob=-1.0)
     bare.logprobs = SimpleNamespace(content=[SimpleNamespace(top_logprobs=[one, nothing])])
