@@ -48,6 +48,7 @@ from model import (
     load_tokenizer,
     meta_model,
     prints_date,
+    set_date,
     stop_ids,
     tokenizer_content,
 )
@@ -112,16 +113,17 @@ def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | N
     """Mean, standard error and standard deviation over N runs: scores (prompts, N) -> three numbers.
 
     Run j answers every prompt with its sample j. standard_deviation: between the N runs; standard_error: of
-    their mean, standard_deviation / sqrt(N); both None for N = 1. NaN, a dropped response, does not count.
+    their mean, standard_deviation / sqrt(N); both None for N = 1. NaN, a dropped response, does not count,
+    nor a run of nothing else; without any other all three are None.
     (The brackets in the paper's tables are as wide as a single run's standard deviation: see README.)
     """
     n = len(scores[0])
     runs = [[row[j] for row in scores if not math.isnan(row[j])] for j in range(n)]
-    if not all(runs):
-        raise ValueError("--reward: dropped all responses of a run: there is nothing to average")
-    runs = [fmean(run) for run in runs]
-    deviation = stdev(runs) if n > 1 else None
-    return fmean(runs), deviation / n**0.5 if n > 1 else None, deviation
+    runs = [fmean(run) for run in runs if run]
+    if not runs:
+        return None, None, None
+    deviation = stdev(runs) if len(runs) > 1 else None
+    return fmean(runs), deviation / len(runs) ** 0.5 if len(runs) > 1 else None, deviation
 
 
 def summarize(scores: list[list[float]]) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def summarize_rewards(scores: list[list[float]], lengths: list[list[int]]) -> di
         "reward": reward,
         "standard_error": error,
         "standard_deviation": deviation,
-        "length_normalized_reward": reward / fmean(length for row in lengths for length in row),
+        "length_normalized_reward": reward and reward / fmean(length for row in lengths for length in row),
         "problems": len(scores),
         "n": len(scores[0]),
     }
@@ -181,7 +183,7 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
         (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE))
         for path, tokenizer in zip(paths, tokenizers, strict=True)
     ]
-    if prompts[0].task == "chat" and config.answers and not config.reward_model:
+    if prompts[0].task == "chat" and config.answers and not (config.reward_model or config.reward):
         return models, prompts, None  # for the judge alone
     scorer = Scorer.of(config, [prompts[0].task], date=tokenizers[0].date)
     if prompts[0].task == "math":
@@ -331,12 +333,13 @@ def score(
     scores, summary = [None] * len(responses), {"problems": len(prompts), "n": n}
     if scorer:
         scorer.set_counts(dict.fromkeys(scorer.counts(), 0))  # count what goes wrong with this model alone
+        if scorer.model:
+            set_date(scorer.model.tokenizer, tokenizer.date)  # the model's before may have had another
         scores = scorer.score(repeated, responses)
-        with one_line_errors():
-            if prompts[0].task == "math" and not config.reward:
-                summary = summarize(by_prompt(scores))
-            else:
-                summary = summarize_rewards(by_prompt(scores), by_prompt(lengths))
+        if prompts[0].task == "math" and not config.reward:
+            summary = summarize(by_prompt(scores))
+        else:
+            summary = summarize_rewards(by_prompt(scores), by_prompt(lengths))
         if config.reward and {*scores} <= {0.0, 1.0}:
             summary["pass_at_n"] = fmean(map(max, by_prompt(scores)))
         summary |= scorer.counts()
@@ -385,6 +388,8 @@ def print_result(result: dict[str, Any], answers: Path | None) -> None:
     error = result.get("standard_error")
     if "accuracy" in result:
         number = f"accuracy {100 * result['accuracy']:.1f}{f' ± {100 * error:.2f}' if error else ''} %"
+    elif result.get("reward", 0) is None:
+        number = "every response was dropped"
     elif "reward" in result:
         number = f"reward {result['reward']:.3f}{f' ± {error:.3f}' if error else ''}"
     else:

@@ -141,7 +141,7 @@ def why_not(path: str | Path, folder: bool) -> str | None:
     above = next(part for part in (path, *path.parents) if os.path.exists(part) and (folder or part != path))
     if not above.is_dir():
         return "is a file" if above == path else f"cannot be written: {above} is a file"
-    if not os.access(path if os.path.exists(path) else above, os.W_OK):
+    if not os.access(above, os.W_OK):  # a file is written beside its place, and renamed
         return f"no permission to write in {above}"
     return None
 

@@ -60,7 +60,7 @@ def prepare(config: TrainFlags) -> torch.device:
     )
     if rank() == 0:
         check_same_run(config)
-    check_tracker(config.report_to)
+        check_tracker(config.report_to)  # rank 0 alone sends
     if getattr(load_config(config.model), "quantization_config", None):
         raise ValueError(f"--model {config.model}: is quantized; train the model that it was made of")
     check_shared(Path(config.run_dir))
@@ -335,4 +335,5 @@ def best_step(folder: Path, task: str, own_reward: bool = False) -> str | None:
             "--eval-every: rewards are not all positive, and over a length they rank nothing: by reward alone"
         )
         key = "reward"
-    return max(found, key=lambda step: fmean(one[key] for one in found[step]))
+    found = {step: several for step, several in found.items() if all(one[key] is not None for one in several)}
+    return max(found, key=lambda step: fmean(one[key] for one in found[step]), default=None)

@@ -50,7 +50,7 @@ GLOSSARY = {  # one or more keys: their meaning
         "share of prompts whose responses do not all get the same reward, so that there is something to learn"
     ),
     "length": "mean response length",
-    "right_length, wrong_length": "mean length of right and of wrong responses to mathematics",
+    "right_length, wrong_length": "mean length of responses to mathematics with reward 1 and with reward 0",
     "chosen_length, rejected_length": "DPO: mean length over the pairs",
     "truncated_frac": "share of responses cut at `--max-new-tokens`",
     "entropy": (

@@ -271,8 +271,13 @@ class Scorer:
         date: str | None = None,
     ) -> "Scorer":
         """The one that a script's flags ask for."""
-        strict = config.strict_paper_grading
-        return cls(tasks, config.reward_model, device, OwnReward.of(config), strict, date)
+        own, strict = OwnReward.of(config), config.strict_paper_grading
+        try:
+            return cls(tasks, config.reward_model, device, own, strict, date)
+        except BaseException:
+            if own:
+                own.close()
+            raise
 
     def usable(self, prompts: list[Prompt], fate: str = "are left out") -> list[Prompt]:
         """The prompts of one task whose responses can be scored; prints how many cannot.

@@ -30,7 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
@@ -39,8 +39,6 @@ from typing import IO, Any
 from flags import TINY_MODEL, Every, Limits, TrainFlags, program
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError
-from yaml import YAMLError
 
 ROLLOUTS_KEPT = 16  # a step and task
 PROJECT = "semi-online"  # where wandb and trackio list the runs
@@ -83,7 +81,7 @@ def as_json(value: Any) -> Any:
 
 def flags_of(config: TrainFlags) -> dict[str, Any]:
     """A run's flags as config.json has them."""
-    return {name: as_json(value) for name, value in asdict(config).items()}
+    return {field.name: as_json(getattr(config, field.name)) for field in fields(config)}
 
 
 def check_run_dir(config: TrainFlags) -> None:
@@ -195,7 +193,7 @@ def license_of(model: str) -> dict[str, str]:
     readme = Path(model) / "README.md" if Path(model).is_dir() else model
     try:
         data = ModelCard.load(readme, ignore_metadata_errors=True).data
-    except (OSError, ValueError, EntryNotFoundError, YAMLError):  # no such file, no network, not YAML
+    except Exception:  # of any kind: no such file, no network, not YAML; it must not end a healthy run
         return {}
     return {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
 
@@ -274,10 +272,10 @@ class Run:
         """Write no more, and let other processes train here."""
         if self.rank == 0:
             self.metrics.close()
-            lock.cache_clear()
             if self.to_send < math.inf:
                 with self._tracking():
                     self.end_tracking()
+            lock.cache_clear()
 
     @full_disk_ends_run()
     def log(self, metrics: dict[str, Any]) -> None:
@@ -322,7 +320,8 @@ class Run:
         model, script = self.config.model, Path(inspect.getfile(type(self.config)))
         base = "tiny/llama" if model == TINY_MODEL else model
         data = ModelCardData(
-            base_model=base if re.fullmatch(HUB_NAME, base) else None,  # the Hub takes no other path
+            # The Hub takes no folder for one.
+            base_model=base if re.fullmatch(HUB_NAME, base) and not Path(model).is_dir() else None,
             library_name="transformers",
             pipeline_tag="text-generation",
             tags=[script.stem.removeprefix("train_"), "semi-online"],
@@ -441,13 +440,17 @@ def run_date(directory: str | Path) -> str | None:
     if not (Path(directory) / "config.json").exists():
         return None
     config = read_config(directory)
-    return config["flags"].get("date") or config["starts"][0]["started"][:10]  # runs had no --date once
+    if config["flags"].get("date"):
+        return config["flags"]["date"]
+    first = (config.get("starts") or [config])[0]  # runs had no --date once
+    return first["started"][:10] if "started" in first else None
 
 
 def date_of(checkpoint: str) -> str | None:
     """The day of the run that a checkpoint is an export of; None if it is none."""
     folder = Path(checkpoint).resolve()
-    return run_date(folder.parents[1]) if folder.parent.name == "export" else None
+    of_run = folder.parent.name == "export" and (folder.parents[1] / "metrics.jsonl").exists()
+    return run_date(folder.parents[1]) if of_run else None
 
 
 def point_to_best(directory: str | Path, task: str, step: str) -> None:

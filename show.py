@@ -21,6 +21,7 @@ from data import load_prompts
 from generate import Rollout, check_engine, fit_context, load_generator, request_seed
 from model import load_tokenizer
 from rewards import Scorer
+from run import date_of
 from train_dpo import pick_pairs
 
 
@@ -61,15 +62,15 @@ def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         check_engine(config.engine)
-        tokenizer = load_tokenizer(config.model, config.system_block)
+        date = date_of(config.model)  # of the run that made it, if one did
+        tokenizer = load_tokenizer(config.model, config.system_block, date)
         prompts = load_prompts(config.data, config.reward is not None)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        scorer = Scorer.of(config, [prompts[0].task], device)
+        scorer = Scorer.of(config, [prompts[0].task], device, date)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        generator = load_generator(
-            config.engine, config.model, dtype, device, max_model_len, system_block=config.system_block
-        )
+        settings = {"system_block": config.system_block, "date": date}
+        generator = load_generator(config.engine, config.model, dtype, device, max_model_len, **settings)
     seeds = [request_seed(config.seed, 0, prompt.id) for prompt in prompts]
     groups = generator.sample(
         prompts, config.samples_per_prompt, config.temperature, 1.0, max_new_tokens, seeds

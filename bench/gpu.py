@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, onl
 
 from flags import (  # noqa: E402
     Count,
-    OutFolder,  # noqa: E402
+    OutFolder,
     one_line_errors,
     parse_flags,
 )

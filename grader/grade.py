@@ -18,7 +18,6 @@ else:  # in a worker, whose path has none of our folders; last there, this one h
 # Math-Verify's regular expressions can take time cubic in the length, so only the end of a response is
 # graded: the prompt asks for the answer last. The paper's limit, 2048 tokens, is about 7,000 characters.
 MAX_CHARS = 8192
-MEMORY_BYTES = 2 << 30  # a worker's address space, normally 0.1 GB: a runaway must not starve the trainer
 
 
 @cache

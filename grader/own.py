@@ -72,7 +72,8 @@ class OwnReward(Workers):
         for part, reply in zip(parts, replies, strict=True):
             if reply == "late":
                 fate = "the batch is dropped" if self.shape["batch"] else "it scores 0"
-                print(f"rewards: {self.flag}: over {self.timeout_s:g} s for {about(part)}; {fate}")
+                said = f"rewards: {self.flag}: over {self.timeout_s:g} s for {about(part)}; {fate}"
+                print(said, file=sys.stderr)  # which no rank mutes
                 reply = [None] * len(part) if self.shape["batch"] else [0.0]
             scores += [math.nan if score is None else score for score in reply]
         self.dropped += sum(map(math.isnan, scores))

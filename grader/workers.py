@@ -237,10 +237,11 @@ class MathVerifier(Workers):
         )
 
     def begin(self, items: list[tuple[str, str]]) -> None:
-        super().begin(list(dict.fromkeys(items)))
+        super().begin(list(dict.fromkeys(self._pairs(items))))
 
     def score(self, items: list[tuple[str, str]]) -> list[float]:
         """`math_reward` of each (response, gold) pair, in order; 0.0 where the worker was late or died."""
+        items = self._pairs(items)
         distinct = list(dict.fromkeys(items))  # a group repeats itself: the same text is graded once
         graded = dict(zip(distinct, self._graded(distinct), strict=True))
         replies = [(0.0, True) if graded[item] in ("late", "died") else graded[item] for item in items]
@@ -261,8 +262,11 @@ class MathVerifier(Workers):
         bad |= {gold for gold, reply in zip(again, replies, strict=True) if reply is not True}
         return [index for index, gold in enumerate(golds) if gold in bad]
 
-    def _requests(self, items):
+    def _pairs(self, items):
         for number, texts in enumerate(items):
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"MathVerifier: item {number} is not text: {str(texts)[-100:]}")
+        return [tuple(texts) for texts in items]
+
+    def _requests(self, items):
         return [("grade", *texts, self.strict) for texts in items]

@@ -87,8 +87,11 @@ def read_directory(directory: str | Path, name: str, command: str = "") -> Run:
     if (directory / "metrics.jsonl").exists():
         found.metrics = read_lines(directory / "metrics.jsonl")
         for number, row in enumerate(found.metrics, 1):
-            if "step" not in row or row.keys() != found.metrics[0].keys():
+            if "step" not in row:
                 raise ValueError(f"{directory}/metrics.jsonl, line {number}: not a step's metrics")
+        # A run that newer code went on with has more metrics from there on.
+        keys = dict.fromkeys(key for row in found.metrics for key in row)
+        found.metrics = [{key: row.get(key) for key in keys} for row in found.metrics]
     for path in sorted((directory / "eval").glob("*")):
         stem, _, ending = path.name.partition(".")
         if ending == "answers.jsonl":

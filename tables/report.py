@@ -25,7 +25,7 @@ from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tables/ is there
 
-from flags import Count, OutFile, one_line_errors, parse_flags, why_not  # noqa: E402  # noqa: E402
+from flags import Count, OutFile, one_line_errors, parse_flags, why_not  # noqa: E402
 
 from judge import bradley_terry  # noqa: E402
 from run import write_json, write_text  # noqa: E402
@@ -417,6 +417,8 @@ def summarize_run(run: Run) -> dict | None:
     if found is None:
         return None
     step, seed, trained = found
+    if "accuracy" not in seed or "accuracy" not in trained:  # of --reward
+        return None
     return {
         "command": run.config["command"],
         "sync_every": run.config["flags"]["sync_every"],

@@ -107,18 +107,19 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
 
 
 def test_what_can_be_written(tmp_path, monkeypatch):
-    """A permission that is missing, noticed after the work. Breaks: no os.access(); the folder's for a file's
-    own."""
+    """A permission that is missing, noticed after the work. Breaks: no os.access(); a file's own for its
+    folder's, in which a new file takes its place."""
     (tmp_path / "file").touch()
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
     for path, folder in (("file", False), ("new/a.json", False), ("new", True), (".", True)):
         assert why_not(tmp_path / path, folder) is None
     assert why_not(tmp_path / "file", True) == "is a file"
     assert why_not(tmp_path / "file/a", False) == f"cannot be written: {tmp_path}/file is a file"
-    locked = {str(tmp_path / "file")}
+    locked = {str(tmp_path)}
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.W_OK and str(path) not in locked)
     assert why_not(tmp_path / "file", False) == f"no permission to write in {tmp_path}"
-    assert why_not(tmp_path / "other", False) is None
+    locked = {str(tmp_path / "file")}
+    assert why_not(tmp_path / "file", False) is None
     locked = {str(tmp_path)}
     assert why_not(tmp_path / "new/a/b.json", False) == f"no permission to write in {tmp_path}"
     assert why_not(tmp_path, True) == f"no permission to write in {tmp_path}"

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # `python tiny/chat.py` puts only tiny/ on the pa
 
 from flags import (  # noqa: E402
     Count,
-    OutFolder,  # noqa: E402
+    OutFolder,
     Positive,
     one_line_errors,
     parse_flags,
