@@ -1,6 +1,7 @@
 """A run that was cut short and resumed is the run that was not: the same metrics and weights, bit for bit."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import life
 import train_dpo
 import train_grpo
 from checkpoint import newest
-from run import Run, check_same_run, lock, read_config, read_metrics, write_lines
+from run import Run, check_same_run, lock, read_config, read_metrics, same_value, write_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--data tiny@validation --steps 6 --prompts-per-step 6 --samples-per-prompt 8 --max-new-tokens 32"
@@ -276,6 +277,30 @@ def test_a_run_is_resumed_from_another_directory(monkeypatch, tmp_path):
     for flags in ({"model": "models/a"}, *({"data": [spec, "tiny"]} for spec in others), {"data": data[:1]}):
         with pytest.raises(ValueError, match=f"--{[*flags][0]} .*: the run in .* has .*; resume it with"):
             check_same_run(config(tmp_path / "there", **{**alike, **flags}))
+
+
+def test_a_reward_is_told_by_its_file(monkeypatch, tmp_path):
+    """A resume refused for ./mine.py; one by another function. Break: no "reward" in same_value."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
+    (tmp_path / "other.py").touch()
+    assert same_value("reward", f"{tmp_path}/mine.py:f", "./mine.py:f", tmp_path)
+    for other in ("mine.py:g", "other.py:f", None):
+        assert not same_value("reward", other, "mine.py:f", tmp_path)
+
+
+def test_a_run_from_before_the_strict_flag_was_graded_strictly(tmp_path):
+    """A run of older code that no flag can resume. Break: no "strict_paper_grading" in check_same_run."""
+    config = train_dpo.Config(run_dir=str(tmp_path / "run"), date="2024-07-26")
+    Run(config).close()
+    path = tmp_path / "run" / "config.json"
+    started = json.loads(path.read_text())
+    del started["flags"]["strict_paper_grading"]
+    path.write_text(json.dumps(started))
+    with pytest.raises(ValueError, match="--strict-paper-grading False: the run in .* has True"):
+        check_same_run(config)
+    config.strict_paper_grading = True
+    check_same_run(config)
 
 
 HOLD = "import sys; from pathlib import Path; from run import lock; lock(Path(sys.argv[1])); print(); input()"
