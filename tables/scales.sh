@@ -26,11 +26,12 @@ case "${1:-laptop}" in
   paper) # a node of eight large GPUs: the paper's Table 4
     AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct SEEDS="0 1 2" LONG=1000 SHORT=500
     FAMILY=Qwen/Qwen2.5-7B-Instruct
-    COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1 --system-block False"
+    AS_PAPER="--system-block False --strict-paper-grading True"
+    COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1 $AS_PAPER"
     MATH="$COMMON --data AI-MO/NuminaMath-CoT --prompts-per-step 64 --max-new-tokens 2048"
     MATH_DPO="$MATH --adam-eps 1e-4"
     DPO="--model $MODEL $MATH_DPO" GRPO="--model $MODEL $MATH"
-    export DATA=HuggingFaceH4/MATH-500@all N=50 JOBS=1 OMP_NUM_THREADS=8 RANKS=8 EVALUATE="--system-block False"
+    export DATA=HuggingFaceH4/MATH-500@all N=50 JOBS=1 OMP_NUM_THREADS=8 RANKS=8 EVALUATE=$AS_PAPER
     CHAT_MODEL=$MODEL REWARD_MODEL=Nexusflow/Athene-RM-8B
     REQUESTS=allenai/WildChat-1M@test
     CHAT="$COMMON --model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 1024"
