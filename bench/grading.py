@@ -53,7 +53,7 @@ def problems(path: Path) -> Iterator[tuple[str | None, str]]:
     """(solution, gold) of each row that has a gold."""
     for _, row in read_file(path):
         answer = row.get("reference_answer") or row.get("answer")
-        gold = gold_answer(row | {"answer": answer})
+        _, gold = gold_answer(row | {"answer": answer})
         if gold is not None:
             yield row.get("solution"), gold
 

@@ -8,6 +8,7 @@ The paper grades with Math-Verify alone, which reads LaTeX: there `12 345` are t
 of the text, which a model may have written: no pattern here has two ways to match the same characters.
 """
 
+import math
 import re
 import unicodedata
 
@@ -15,7 +16,7 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 PERCENT = re.compile(r"(?:[\s$]|\\[)\]])*(?:\\?%|per ?cent\b)")  # behind a box
 FORMULA = re.compile(  # opening, content, closing
     r"(?<!\\)(\$\$)([^$]+)(\$\$)|(?<![\\$])(\$)([^$\n]+)(\$)|"
-    r"(\\\[)((?:[^\\]|\\[^][])+)(\\\])|(\\\()((?:[^\\]|\\[^()])+)(\\\))"
+    r"(?<!\\)(\\\[)((?:[^\\]|\\[^][])+)(\\\])|(?<!\\)(\\\()((?:[^\\]|\\[^()])+)(\\\))"
 )
 
 SYMBOLS = {  # where Unicode's own plain form (NFKC) is no LaTeX
@@ -40,6 +41,13 @@ LAYOUT = [  # after these only plain spaces, braces and \text are left; a line's
         re.compile(r"\\!|\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*(?:\.(?!\d))?|\\?\$|(?<!\\)\\[][()]"),
         "",
     ),
+    (  # between numbers, a wide gap is a comma
+        re.compile(
+            r"(?<=\d)(?:\s|~|\\[ ,;:>])*\\(?:q?quad|hfill)(?![A-Za-z])"
+            r"(?:\s|~|\\[ ,;:>]|\\(?:q?quad|hfill)(?![A-Za-z]))*(?=-?(?:\.?\d|\\[dt]?frac))"
+        ),
+        ", ",
+    ),
     (re.compile(r"(?<!\\)\\[ ,;:>\n]|~|\\(?:q?quad|thinspace|hfill)(?![A-Za-z])|\\text\s*\{\s*\}"), " "),
     (re.compile(r"\\(?:text(?:bf|rm|it|normal|sf|tt|up)|mbox|hbox)(?![A-Za-z])\s*"), r"\\text"),
     (re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|cases)\}"), " "),
@@ -52,13 +60,18 @@ LAYOUT = [  # after these only plain spaces, braces and \text are left; a line's
     (re.compile(r"(?:\\pounds|\\euro|\\textdollar)(?![A-Za-z])"), ""),
     (re.compile(r"\s+"), " "),
 ]
-BEFORE, AFTER = " ,;:`*\"'_=", " .,;:`*\"'_?\\"  # marks of a sentence or of Markdown, around an answer
+BEFORE, AFTER = " ,;:`*\"'_=", ' .,;:`"?\\'  # marks of a sentence or of Markdown, around an answer
+PAIRED = "*_'"  # behind an answer only if before it too: A' is not A
 LABEL = re.compile(
     r"(?i) ?(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct )?(?:answer|result|solution|value)"
-    r"(?: is| equals| ?:| ?=)+ ?|(?:about|approximately|approx\.?|roughly|around|exactly|USD|EUR|GBP|Rs\.?)"
-    r"(?![a-z]) ?|\\(?:approx|sim|simeq|therefore|Rightarrow|implies)(?![A-Za-z]) ?"
+    r"(?: is| equals| ?:| ?=)+ ?|(?:about|approximately|approx\.?|roughly|around|exactly)(?![a-z]) ?|"
+    r"(?-i:USD|EUR|GBP) ?(?=[-+]?(?:\.?\d|\\[dt]?frac))|(?-i:Rs\.?) ?(?=\d)|"
+    r"\\(?:approx|sim|simeq|therefore|Rightarrow|implies)(?![A-Za-z]) ?"
 )
 WORDS = re.compile(r"(?:\\text ?\{ ?)?([A-Za-z](?:[A-Za-z' -]*[A-Za-z])?)[ .]*\}?")
+LETTER_LIST = re.compile(  # B and D; A, B or C
+    r"[A-Za-z](?:(?: ?,)?(?: ?\\text ?\{ ?(?:and|or) ?\} ?| (?:and|or) )[A-Za-z]| ?, ?[A-Za-z])+"
+)
 TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 RUN = re.compile(r"(?<![\w.^\\])\d+(?:\.\d+)?(?: \d+(?:\.\d+)?)+(?: ?/ ?\d+|,\d\d?(?![\d ]))?")
@@ -81,6 +94,14 @@ NUMBERS = [
     ),
 ]
 
+FACTORS = {"dozen": 12, "hundred": 100, "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7}
+FACTORS |= {"billion": 10**9, "trillion": 10**12, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+FACTOR = f"(?:{'|'.join(FACTORS)})"
+MANY = re.compile(  # 3 million, 2\text{ hundred thousand people}
+    r"(?i)(?:(?<![\d.,])(\d{1,3}(?:,\d{3})+)|(?<=[\d})])) ?(\\(?:text|mathrm) ?\{ ?)?"
+    rf"({FACTOR}s?(?: ?{FACTOR}s?){{0,2}})(?![A-Za-z]) ?(\}}?)"
+)
+
 ORDINAL = re.compile(
     r"(?:(?<=1)(?:\^?\{?(?:\\text\{)?st)|(?<=2)(?:\^?\{?(?:\\text\{)?nd)|(?<=3)(?:\^?\{?(?:\\text\{)?rd)|"
     r"(?<=\d)(?:\^?\{?(?:\\text\{)?th))(?![A-Za-z])\}{0,2}"
@@ -93,14 +114,24 @@ TEMPERATURE = re.compile(r"(\\circ ?\}?) ?[CFK](?![A-Za-z])")
 # Lists of words, with spaces around each: `" cm " in UNITS`.
 UNITS = (
     " mm cm dm km in ft yd mi mg kg lb lbs oz ml mL cl dl hr hrs min sec ms pm am mph kmh kph kWh rpm Hz kHz"
-    " kW sq cu pcs rs Rs cc gm ha deg rad USD EUR GBP men boys girls days euros "
+    " kW sq cu pcs Rs cc gm ha deg rad USD EUR GBP men boys girls days euros "
 )
+AFTER_SPACE = " in dm yd mi mg cl dl ms kW cu Rs ha rad "  # without a space, letters may be variables
+LETTERS = "msghlLNJWVAKC"  # units of one letter, as in m/s; in a \text{} any but NO_LETTERS
+NO_LETTERS = list("eiknxyzB")
 FILLERS = " a an the per of each "  # in `7 days a week`
 NO_UNITS = (  # they compute, or say something else about the number
     " sin cos tan cot sec log exp mod sqrt choose times plus minus over percent percentage pct infinity inf"
     " theta alpha beta gamma delta omega lambda sigma because since are not but where for when than from with"
     " until "
 )
+NUMBER_WORDS = (  # 5 squared and 5 tenths are not 5
+    " squared cubed factorial half halves third thirds fourths fifths sixths sevenths eighths ninths tenth"
+    " tenths hundredth hundredths thousandth thousandths millionths twice tripled millones"
+    " millionen mille dozen dozens hundred hundreds thousand thousands lakh lakhs million millions crore"
+    " crores billion billions trillion trillions "
+)
+PRIMED = re.compile(r"([A-Za-z]\w*)('+)")
 EQUALS = re.compile(r"(?<![<>!:\\])=")
 NAME = re.compile(r"[A-Za-z]'*(?:_\w|_\{[^{}]*\})?(?:\^\{?\*\}?)?")
 ARITHMETIC = re.compile(r"\\(?:[dt]?frac|sqrt|cdot|times)(?![A-Za-z])")
@@ -184,12 +215,20 @@ def as_meant(text: str) -> str:
     text = text[label.end() :] if label else text
     for pattern, plain in NUMBERS:
         text = pattern.sub(plain, text)
+    text = MANY.sub(_many, text)
     text = _stripped(_without_units(_stripped(text)))
     words = WORDS.fullmatch(text)
     if words and words[1].lower() == "infinity":
         return r"\infty"
-    if words and any(map(_is_word, words[1].split())):
+    if words and any(_is_word(word) for word in words[1].split() if word not in ("and", "or")):
         return rf"\text{{{words[1].lower()}}}"  # no product of letters
+    letters = words[1] if words else text
+    if LETTER_LIST.fullmatch(letters):
+        return ", ".join(re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", letters))
+    primed = PRIMED.fullmatch(text)
+    if primed:  # Math-Verify leaves out a '
+        primes = r"\prime" * len(primed[2])
+        return f"{primed[1]}^{{{primes}}}"
     return _equation(text)
 
 
@@ -235,11 +274,19 @@ def _without_looks(text):
 
 def _stripped(text):
     """Without the marks around it, and without braces around it all."""
-    text = text.lstrip(BEFORE).rstrip(AFTER)
+    text = _without_marks(text)
     for _ in range(3):
         if text.startswith("{") and _closing(text, 0) == len(text) - 1:
-            text = text[1:-1].lstrip(BEFORE).rstrip(AFTER)
+            text = _without_marks(text[1:-1])
     return text
+
+
+def _without_marks(text):
+    plain = text.lstrip(BEFORE)
+    before = text[: len(text) - len(plain)]
+    text = plain.rstrip(AFTER + "".join(mark for mark in PAIRED if mark in before))
+    feet = text.rstrip("'")
+    return feet if re.fullmatch(r"-?[\d.]+", feet) else text
 
 
 def _is_said_in_text(words):
@@ -287,6 +334,16 @@ def _repeating(whole, before, period):
     return rf"\frac{{{over}}}{{{'9' * len(period) + '0' * len(before)}}}"
 
 
+def _many(match):
+    """The factors of `hundred thousand`; `2 thousand 5 hundred` is a sum."""
+    number, opening, words, closing = match.groups()
+    factors = [FACTORS[word] for word in re.findall(FACTOR, words.lower())]
+    rest = "" if opening and closing else opening or closing or " "
+    following = match.string[match.end() : match.end() + 2].strip()[:1]
+    number, plus = (number or "").replace(",", ""), " + " if following.isdigit() else ""
+    return rf"{number} \times {math.prod(factors)}{rest}{plus}"
+
+
 def _without_units(text):
     """Leave out words behind a number that are no mathematics: `euros`, `km/h`, `th`, `(approximately)`."""
     number = re.search(r"\d|\\pi", text)
@@ -302,7 +359,12 @@ def _without_units(text):
 def _unless_unit_in_text(match):
     if re.fullmatch(r"\W*per ?cent(?:age)?\W*", match[1]):
         return r"\%"
-    return _gap(match) if _is_unit(match[1], letters=True) else match[0]
+    names = re.findall(r"[^\W\d_]+", match[1])
+    number = any(f" {name.lower()} " in NUMBER_WORDS for name in names)
+    if number or ("".join(names) in NO_LETTERS and names and not _gap(match)):
+        # Math-Verify leaves out what is in a text
+        return re.sub(r" ?\\(?:text|mathrm) ?\{([^{}]*)\}", r" \1", match[0])
+    return _gap(match) if _is_unit(match[1], letters=match[1]) else match[0]
 
 
 def _unless_unit(match):
@@ -314,10 +376,11 @@ def _unless_unit(match):
     elif rest and rest != r"\}" and rest[0] not in ",;)]}=" and not rest[0].isdigit():
         return match[0]
     first = re.match(r"[^\W\d_]*", words)[0]
-    spaced = match[0].startswith(" ")
-    if f" {first} " in FILLERS or not _is_unit(words, letters=spaced and "/" in words):
+    spaced = match[0].startswith(" ") and not match.string[: match.start()].endswith(r"\pi")
+    if f" {first} " in FILLERS or not _is_unit(words, letters=LETTERS if spaced and "/" in words else ""):
         return match[0]
-    if not spaced and first.isascii() and len(first) < 4 and f" {first} " not in UNITS:
+    name = f" {first} "
+    if not spaced and first.isascii() and len(first) < 4 and (name not in UNITS or name in AFTER_SPACE):
         return match[0]
     return f" {match[1][joint.start() :]}" if joint else _gap(match)
 
@@ -327,18 +390,18 @@ def _gap(match):
     return ", " if match.string[match.end() : match.end() + 2].strip()[:1].isdigit() else ""
 
 
-def _is_unit(words, letters=False):
-    """Whether all of these words can stand behind a number. letters: whether single ones can, as in m/s."""
+def _is_unit(words, letters=""):
+    """Whether all of these words can stand behind a number. letters: the single ones that can, as in m/s."""
     names = [name for name in re.findall(r"[^\W\d_]+", words) if f" {name} " not in FILLERS]
-    return bool(names) and all(_is_word(name) or (letters and len(name) == 1) for name in names)
+    return bool(names) and all(_is_word(name) or (len(name) == 1 and name in letters) for name in names)
 
 
 def _is_word(name):
     """A word rather than a product of variables, which have no vowel, or stand in order: xyz, abcd."""
     if not name.isascii():
-        return not re.search("[Ͱ-Ͽ]", name)  # Greek
+        return not re.search("[Ͱ-Ͽ万萬亿億百十半]|千(?![米克瓦])|тысяч|милли", name)  # Greek, numbers
     small = name.lower()
-    if f" {name} " in UNITS or f" {small} " in NO_UNITS:
+    if f" {name} " in UNITS or f" {small} " in NO_UNITS + NUMBER_WORDS:
         return f" {name} " in UNITS
     return len(name) > 2 and bool(re.search("[aeiou]", small)) and sorted(small) != list(small)
 
