@@ -2,8 +2,8 @@ r"""What grader/as_meant.py changes on real problems and answers, beside Math-Ve
 
     python bench/grading.py --data FOLDER          # some minutes on 2 cores
 
-FOLDER has math/ (PROBLEMS below, .jsonl or .json, in data.py's formats) and math_grading/ (cases.jsonl and
-people_cases.jsonl: a gold, an answer and whether it is right). Files that are not there are left out.
+FOLDER has math/ (PROBLEMS below, .jsonl or .json, in data.py's formats) and math_grading/ (.jsonl files: a
+gold, an answer and whether it is right). Files that are not there are left out.
 
 Each response is graded twice. "Right" is a reward as it should be: 1 for a problem's own solution or gold, 0
 for the gold of the next problem, and the label of a graded case.
@@ -33,6 +33,7 @@ PROBLEMS = (
     "numina_cot_samples",
     "numina15_olympiads_1k",
 )
+PEOPLE = "answers as people and models write them"  # cases with whole responses, after public bug reports
 WAYS = ("%s.", r"\boldsymbol{%s}", r"\text{The answer is } %s", "**%s**", r"\boxed{%s}\,")
 WAYS_OF_NUMBERS = (r"%s\text{ units}", r"\$%s", r"%s euros", r"x = %s", r"\text{%s hours}")
 
@@ -78,10 +79,9 @@ def sets(folder: Path) -> Iterator[tuple[str, list[Case]]]:
         yield f"{name}: whole numbers with words, signs and spaces", behind
         pairs = list(zip(golds, golds[1:], strict=False))
         yield f"{name}: the next problem's gold", [(boxed(b), a, 0.0) for a, b in pairs if a != b]
-    for name in ("cases", "people_cases"):
-        path = folder / "math_grading" / f"{name}.jsonl"
-        if path.exists():
-            yield name, list(graded(path))
+    for path in sorted((folder / "math_grading").glob("*.jsonl")):
+        whole = any("response" in case for _, case in read_file(path))
+        yield PEOPLE if whole else path.stem, list(graded(path))
 
 
 def spaced(number: str) -> str:

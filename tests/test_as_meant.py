@@ -133,6 +133,66 @@ KINDS = {
         [r"\begin{bmatrix}1&2\\3&4\end{bmatrix}."],
         [r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}", "1,2,3,4"],
     ),
+    "variables before a bracket": ("rs(r+s)", ["rs(s + r)", "sr(r+s)"], ["r+s", "r(r+s)"]),
+    "variables before a sign": ("rs+1", ["1+rs", "sr + 1"], ["1", "r+1"]),
+    "currencies": (
+        "500",
+        ["Rs 500", "Rs. 500", "Rs500", "USD 500", "EUR500", "500 Rs"],
+        ["Rs(500)", "rs 500", "usd 500", "500Rs"],
+    ),
+    "number words": (
+        "3000000",
+        ["3 million", r"3\text{ Million}", r"\text{3 million}", r"3\text{ million dollars}", r"\$3 million"]
+        + [
+            "3,000 thousand",
+            "30 hundred thousand",
+            r"\frac{6}{2} million",
+            "x = 3.0 million",
+            "300万",
+            "0.03亿",
+        ]
+        + ["2 million 1000 thousand", "0.003 billion", "250 thousand dozen people"],
+        ["3", "3 billion", "3 thousand", r"3\text{ trillion}", "3万", "2 million 1000", "5 million"],
+    ),
+    "words that change a number": (
+        "5",
+        ["5 hours", r"5\text{ apples}", "5千克"],
+        ["5 squared", "5 cubed", "5 factorial", "5 tenths", "5 hundredths", "5 half", "5万", "5亿", "5个半"]
+        + [r"5\text{ squared}", r"5\text{ tenths}", r"\text{5 factorial}", "5 hundred", "5 dozen"],
+    ),
+    "letters of units": (
+        "3",
+        ["3 m/s", "3 m/s^2", "3 J/K", r"3\text{ m}", r"3\text{ p.m.}", "3 km/h"],
+        ["3 x/y", "3 m/n", r"3\mathrm{e}", r"3\mathrm{i}", r"3\text{k}"],
+    ),
+    "quotients": ("3 x/y", [r"\frac{3x}{y}", "3x/y"], ["3", "3x", r"\frac{3}{y}"]),
+    "units behind a space": (
+        r"\frac{1}{2}",
+        [r"\frac{1}{2} mg", r"\frac{1}{2} kW", r"\frac{1}{2}km", r"\frac{1}{2}cm", r"0.5kg", "0.5 in"],
+        [r"\frac{1}{2}mg", r"\frac{1}{2}kW", r"\frac{1}{2}mi", r"\frac{1}{2}rad", "0.5mg"],
+    ),
+    "variables behind pi": (r"2\pi", [r"2\pi\text{ cm}"], [r"2\pi mg", r"2\pi in", r"2\pi Rs"]),
+    "letters": (
+        "B and D",
+        ["B, D", "D and B", "D,B", r"B \text{ and } D", r"\text{B and D}", "B or D", "B and D."],
+        ["B", "BD", "A and D", "B, C and D"],
+    ),
+    "three letters": ("A, B and D", ["D, A, B", "A, B, and D", r"A, D \text{ or } B"], ["A and B", "ABD"]),
+    "names of people": ("Ann and Bob", ["ann and bob", r"\text{Ann and Bob}."], ["Ann", "Bob or Eve"]),
+    "primes": ("f'", ["f^{\\prime}", "f'.", r"f'\,"], ["f", "f''", "g'"]),
+    "no primes": ("A", ["'A'", "*A*", "**A.**", "_A_", "`A`"], ["A'", "A^*", "A_1"]),
+    "wide gaps": (
+        "100, 200",
+        [r"100 \quad 200", r"100\qquad200", r"100 \hfill 200", r"$100$\quad \quad$200$", r"100,\quad 200"]
+        + [r"100 \quad\text{and}\quad 200"],
+        ["100200", "300", "20000"],
+    ),
+    "wide gaps before a fraction": (
+        r"3, \frac{1}{2}",
+        [r"3 \quad 1/2", r"3\quad\frac{1}{2}"],
+        ["3.5", r"3\ 1/2"],
+    ),
+    "wide gaps before a sign": ("3, -4", [r"3 \quad -4"], ["-1"]),
     "words": (
         "infinitely many",
         [r"\text{infinitely many}", r"\textbf{Infinitely many.}"],
@@ -205,6 +265,25 @@ def test_only_commas_between_thousands_go(answer, gold):
     assert data.gold_answer({"answer": answer}) == ("answer", gold)
 
 
+def test_bench_grades_rows(tmp_path, monkeypatch):
+    """Bug: gold_answer's result is not a gold, so the table stops. Break: `gold = gold_answer(...)` there."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    import grading
+
+    (tmp_path / "math").mkdir()
+    rows = [
+        {"problem": "6 / 2?", "answer": "It is 3\n#### 3"},
+        {"problem": "1 + 1?", "answer": "2", "solution": r"It is $\boxed{2}$."},
+        {"problem": "Who?"},  # no gold
+    ]
+    (tmp_path / "math/math500.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grading.main(["--data", str(tmp_path), "--out", str(tmp_path / "numbers.json"), "--workers", "1"])
+    table = {row["set"]: row for row in json.loads((tmp_path / "numbers.json").read_text())["sets"]}
+    assert table["math500: its solutions"]["right after"] == 1
+    assert table["math500: golds in a box"]["golds"] == 2
+    assert all(row["right after"] == row["responses"] for row in table.values()) and len(table) == 5
+
+
 # Where people_cases.jsonl calls an answer right or wrong, and the grader, for a reason, does not.
 ARGUED = {
     (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"): "Math-Verify compares 15 digits after the point",
@@ -233,6 +312,7 @@ HOSTILE = [
     "{", "}", r"\boxed{", r"\boxed", r"\text{", r"\mathbf{", "1 ", "1", "1.", "12 345 ", "{,}1", "1/", "1e1",
     "5 a", "5 km ", "1(a", "$", "$$a", r"\[", r"\(a", "=", "a=", " ", "\n", "\\", "\\\\", ".", "*", ",", "√",
     "²", "½", "\u0301\u0323", "²x", r"\, ", "~", r"\left", r"\color{a", "a_{", "1^", r"\begin{array}{c",
+    r"\\[", r"\\(", r"\quad ", "5 million ",
 ]  # fmt: skip
 
 
