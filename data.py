@@ -481,10 +481,9 @@ def gold_answer(row: dict, where: str = "", answer: Any = None, own_reward: bool
     of a solution or an assistant's answer, a list's only item. ValueError, in one line, if it has several.
     """
     fields = filled(row)
-    fields["solution's box"] = boxed_answer(str(fields.get("solution", "")))
-    fields["reply"] = boxed_answer(str(answer or ""))
+    boxed = {"solution's box": fields.get("solution"), "reply": answer}  # where a gold is in the last box
     for name in GOLDS:
-        value = fields.get(name)
+        value = boxed_answer(str(boxed[name] or "")) if name in boxed else fields.get(name)
         if isinstance(value, list):
             several = len({*map(str, value)}) > 1
             if several and not own_reward:

@@ -174,9 +174,12 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     for model, path in zip(config.model, paths, strict=True):
         if not config.out and model != path and (problem := why_not(Path(model) / "eval", folder=True)):
             raise ValueError(f"--model {model}: its folder eval: {problem}; name a file with --out")
-    tokenizers = [load_tokenizer(path, config.system_block, config.date or date_of(path)) for path in paths]
-    for path, tokenizer in zip(paths, tokenizers, strict=True):
-        if prints_date(tokenizer) and not (config.date or date_of(path)):
+    dates = [config.date or date_of(path) for path in paths]
+    tokenizers = [
+        load_tokenizer(path, config.system_block, date) for path, date in zip(paths, dates, strict=True)
+    ]
+    for path, tokenizer, date in zip(paths, tokenizers, dates, strict=True):
+        if prints_date(tokenizer) and not date:
             print(f"evaluate: {path}: its chat template prints the date, today's {tokenizer.date} (--date)")
     prompts = load_prompts(config.data, config.reward is not None)[: config.limit]
     models = [
