@@ -13,6 +13,7 @@ Sampling follows the paper (section 6): N = 50 samples per prompt at temperature
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from transformers.hf_argparser import HfArg
 
 from data import Prompt, load_prompts
 from generate import Generator, Rollout, check_engine, fit_context, load_generator, request_seed
+from grader.as_meant import boxed_as_meant
+from grader.grade import MAX_CHARS
 from model import (
     as_numbers,
     digest,
@@ -76,6 +79,9 @@ class Config:
     reward_memory: Positive = HfArg(default=8.0, help="As in the train scripts.")
     strict_paper_grading: bool = HfArg(default=False, help="As in the train scripts.")
     n: Count = HfArg(default=50, help="N: samples per prompt.")
+    greedy: bool = HfArg(
+        default=False, help="On problems, one more answer to each, of the likeliest tokens: greedy_accuracy."
+    )
     limit: Count | None = HfArg(default=None, help="Only the first so many prompts.")
     answers: OutFile | None = HfArg(
         default=None,
@@ -129,20 +135,51 @@ def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | N
 def summarize(scores: list[list[float]]) -> dict[str, Any]:
     """Accuracy over N samples of each problem: scores (problems, N) of 0.0 or 1.0 -> a dictionary.
 
-    pass_at_n: share of problems that at least one of the N samples gets right.
+    pass_at_n: share of problems that at least one of the N samples gets right; pass_at_k: the same of k < N
+    samples, {k: share} for powers of 2. right: of each problem, how many of its samples are right; two models
+    can be compared by it, problem by problem.
 
     >>> summarize([[1.0, 0.0], [1.0, 1.0]])["accuracy"]
     0.75
     """
     accuracy, error, deviation = over_runs(scores)
+    n, right = len(scores[0]), [int(sum(row)) for row in scores]
     return {
         "accuracy": accuracy,
         "standard_error": error,
         "standard_deviation": deviation,
-        "pass_at_n": fmean(max(row) for row in scores),
+        "pass_at_n": pass_at_k(right, n, n),
+        "pass_at_k": {str(2**i): pass_at_k(right, n, 2**i) for i in range(1, n.bit_length()) if 2**i < n},
         "problems": len(scores),
-        "n": len(scores[0]),
+        "n": n,
+        "right": right,
     }
+
+
+def pass_at_k(right: list[int], n: int, k: int) -> float:
+    """The expected share of problems that at least one of k samples gets right, from n samples each.
+
+    1 - C(n - right, k) / C(n, k), unbiased (Chen et al. 2021, arXiv 2107.03374, equation 1); right: of each
+    problem, how many of its n samples are right.
+
+    >>> pass_at_k([0, 1, 4], n=4, k=2)
+    0.5
+    """
+    return 1 - fmean(math.comb(n - count, k) for count in right) / math.comb(n, k)
+
+
+def majority(responses: list[list[str]], scores: list[list[float]]) -> float:
+    """Share of problems whose commonest answer is right: (problems, N) each.
+
+    An answer is what the last box holds, as meant (grader/as_meant.py); a response without one has no vote.
+    Of equally common answers the first sampled counts.
+    """
+    right = []
+    for texts, row in zip(responses, scores, strict=True):
+        answers = [boxed_as_meant(text[-MAX_CHARS:]) if r"\boxed" in text else "" for text in texts]
+        votes = Counter(answer for answer in answers if answer)
+        right.append(row[answers.index(votes.most_common(1)[0][0])] if votes else 0.0)
+    return fmean(right)
 
 
 def summarize_rewards(scores: list[list[float]], lengths: list[list[int]]) -> dict[str, Any]:
@@ -288,10 +325,18 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
             groups = generator.sample(
                 prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
             )
+            greedy = []
+            if config.greedy and prompts[0].task == "math":  # a top-p so small leaves one token
+                greedy = generator.sample(prompts, 1, 1.0, 1e-6, max_new_tokens, seeds)
             if kinds[number] is None or kinds[number] != kinds[number + 1]:
                 generator.close()
                 generator = None
             summary, rows = score(path, tokenizer, prompts, groups, scorer, config)
+            if greedy:
+                answers = tokenizer.batch_decode(
+                    [r.response_ids for (r,) in greedy], skip_special_tokens=True
+                )
+                summary["greedy_accuracy"] = fmean(scorer.score(prompts, answers))
             settings = {
                 "temperature": config.temperature,
                 "top_p": config.top_p,
@@ -341,6 +386,7 @@ def score(
         scores = scorer.score(repeated, responses)
         if prompts[0].task == "math" and not config.reward:
             summary = summarize(by_prompt(scores))
+            summary["majority"] = majority(by_prompt(responses), by_prompt(scores))
         else:
             summary = summarize_rewards(by_prompt(scores), by_prompt(lengths))
         if config.reward and {*scores} <= {0.0, 1.0}:

@@ -26,7 +26,7 @@ GLOSSARY = {  # one or more keys: their meaning
     ),
     "loss": (
         "what the step minimises, all terms; with DPO alone log 2 where policy and reference are equal; "
-        "with GRPO near 0 (`tis`: the mean of -w A log p)"
+        "with GRPO near 0 (with importance weights: the mean of -w A log p)"
     ),
     "reward": "mean over the P x G sampled responses; dropped ones do not count",
     "true_reward": (
@@ -72,10 +72,17 @@ GLOSSARY = {  # one or more keys: their meaning
     "chosen_logp, rejected_logp": "DPO: mean over pairs of the log-prob of a whole response under the policy",
     "ratio": (
         "GRPO: mean importance ratio of the tokens: the policy over the weights that sampled; on policy 1, "
-        "but for `tis`"
+        "but for rounding, which `none` and `clip` leave out"
     ),
     "ratio_max": "GRPO: the largest ratio of a token",
-    "bound_frac": "GRPO: share of tokens whose ratio is outside the clip bounds, or above the cap",
+    "bound_frac": (
+        "GRPO: share of tokens out of `--correction`'s bounds: those of the clip, above the cap, in a "
+        "response above it, or moved by more than `--dppo-delta`"
+    ),
+    "ess": (
+        "GRPO: effective sample size as a share of the responses, (sum w)^2 / (n sum w^2), w the ratio of a "
+        "whole response: 1 on policy; near 0 an exact correction would learn from a few responses alone"
+    ),
     "grad_norm": "norm of the gradient before it is clipped; `null` if not finite, or without any pair",
     "skipped_steps": (
         "steps so far whose gradient was not finite, which left the weights alone; three in a row end the run"
@@ -95,6 +102,7 @@ GLOSSARY = {  # one or more keys: their meaning
     "math_length, chat_length": "`length` of each task",
     "math_loss_share, chat_loss_share": "each task's share of the summed absolute losses",
     "tokens": "response tokens sampled for this step",
+    "learned_tokens": "response tokens learned from: in DPO of the responses in pairs, in GRPO of all",
     "tokens_per_s": "response tokens of all steps so far, over their seconds",
     "sync_s, trainer_idle_s, score_s, train_s": (
         "seconds of the trainer: copying weights, waiting for responses, scoring, learning; the first step "
@@ -139,7 +147,8 @@ class Seen:
         self.losses = []  # of each micro-batch
         self.loss_of = torch.zeros(responses)  # (P * G,), each response's part
         self.gaps, self.kl, self.entropy = [], [], []  # a tensor a micro-batch, of its response tokens
-        self.log_ratios = []  # likewise
+        self.log_ratios, self.bounds = [], []  # likewise
+        self.response_log_ratios = []  # a tensor a micro-batch, of its responses
         self.margin, self.chosen_logp, self.rejected_logp = [], [], []  # a tensor a micro-batch, of its pairs
 
     def loss(self, loss: Tensor, responses: list[int], shares: Tensor) -> None:
@@ -153,9 +162,12 @@ class Seen:
         for seen, values in ((self.gaps, gap), (self.kl, kl), (self.entropy, entropy)):
             seen.append(values.detach()[of_response])
 
-    def ratios(self, mask: Tensor, log_ratio: Tensor) -> None:
-        """Keep the response tokens of GRPO's log ratios (B, T)."""
-        self.log_ratios.append(log_ratio.detach()[mask.bool()])
+    def ratios(self, mask: Tensor, log_ratio: Tensor, out_of_bounds: Tensor) -> None:
+        """Keep the response tokens of GRPO's log ratios, all (B, T), and the responses' own."""
+        of_response, log_ratio = mask.bool(), log_ratio.detach()
+        self.log_ratios.append(log_ratio[of_response])
+        self.bounds.append(out_of_bounds[of_response])
+        self.response_log_ratios.append((log_ratio * mask).sum(-1)[of_response.any(-1)])  # no filler row
 
     def pairs(self, margin: Tensor, chosen_logp: Tensor, rejected_logp: Tensor) -> None:
         """All (N,), one entry a pair."""
@@ -213,6 +225,7 @@ def of_forwards(seen: Seen) -> dict:
     return {
         # Every rank makes the same number of forwards, so either all have losses or none has.
         "loss": all_sum(seen.losses) if seen.losses else None,
+        "learned_tokens": int(all_sum(len(values) for values in seen.entropy)),
         "policy_entropy": all_mean(_flat(seen.entropy)),
         "kl_ref": all_mean(_flat(seen.kl)),
     }
@@ -229,14 +242,26 @@ def of_pairs(pairs: list[tuple[int, int, int]], rollouts: list, seen: Seen) -> d
     }
 
 
-def of_ratios(seen: Seen, low: float, high: float) -> dict:
-    """GRPO's importance ratios, and the share of them outside [low, high]."""
+def of_ratios(seen: Seen) -> dict:
+    """GRPO's importance ratios."""
     ratios = _flat(log_ratio.exp() for log_ratio in seen.log_ratios)
     return {
         "ratio": all_mean(ratios),
         "ratio_max": all_max(ratios),
-        "bound_frac": all_mean(not low <= ratio <= high for ratio in ratios),
+        "bound_frac": all_mean(_flat(seen.bounds)),
+        "ess": effective_share(_flat(seen.response_log_ratios)),
     }
+
+
+def effective_share(log_weights: list[float]) -> float | None:
+    """(sum w)^2 / (n sum w^2) over all ranks' weights w (Kish 1965): 1 if all are equal, 1 / n if one is all.
+
+    From their logarithms, less the largest, which changes nothing and does not overflow.
+    """
+    largest = all_max(log_weights)
+    weights = [math.exp(log_weight - largest) for log_weight in log_weights]
+    mean, mean_square = all_mean(weights), all_mean(weight**2 for weight in weights)
+    return mean and mean**2 / mean_square
 
 
 def by_task(tasks: list[str], prompts: list, rollouts: list, rewards: Tensor, seen: Seen) -> dict:

@@ -15,7 +15,9 @@ Llama-3.1-8B-Instruct; its Adam epsilon cannot be read in our copy.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from flags import Coefficient, Every, OutFolder, Positive, Share, TrainFlags, one_line_errors, parse_flags
@@ -48,14 +50,18 @@ class Config(TrainFlags):
         default="none",
         help="std: divide advantages by their group's standard deviation (the original GRPO). Default: no.",
     )
-    correction: Literal["none", "clip", "tis"] = HfArg(
+    correction: Literal["none", "clip", "tis", "seq_tis", "seq_mis", "dppo"] = HfArg(
         default="clip",
         help="For responses of older weights: none takes them for fresh; clip is PPO's clipped ratio; tis "
-        "weighs tokens by the ratio, truncated at --tis-cap.",
+        "weighs tokens by the ratio, truncated at --tis-cap; seq_tis weighs responses, seq_mis drops those "
+        "above it; dppo drops tokens whose probability has moved by more than --dppo-delta.",
     )
     clip_low: Share = HfArg(default=0.2, help="With clip: no gradient that takes a ratio below 1 - this.")
     clip_high: Positive = HfArg(default=0.2, help="With clip: nor above 1 + this; DAPO uses 0.28.")
-    tis_cap: Positive = HfArg(default=2.0, help="With tis: the largest weight of a token, at least 1.")
+    tis_cap: Positive = HfArg(
+        default=2.0, help="The largest weight, at least 1, of a token in tis, of a response in seq_*."
+    )
+    dppo_delta: Share = HfArg(default=0.2, help="With dppo: how far a token's probability may move.")
     normalize: Literal["token", "sequence", "constant"] = HfArg(
         default="constant",
         help="Divide a token's loss by the tokens in the step (token: DAPO), in its response (sequence: the "
@@ -129,6 +135,52 @@ def tis_loss(
     return -weight * advantages.reshape(-1, 1) * logps * response_mask
 
 
+def sequence_ratio(logps: Tensor, old_logps: Tensor, response_mask: Tensor) -> Tensor:
+    """The importance ratio of whole responses, the product of their tokens' ratios: (B, T) each -> (B, 1).
+
+    A number, not a function of the policy. A token's own ratio corrects for how likely the token is, but not
+    for how likely what stands before it is: only the product makes an old response count as a fresh one.
+    """
+    return ((logps - old_logps) * response_mask).sum(-1, keepdim=True).exp().detach()
+
+
+def seq_tis_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor, cap: float
+) -> Tensor:
+    """tis_loss with one weight a response, min(its ratio, cap): (B, T) (Liu, Li et al. 2025, Seq-TIS)."""
+    weight = sequence_ratio(logps, old_logps, response_mask).clamp(max=cap)  # (B, 1)
+    return -weight * advantages.reshape(-1, 1) * logps * response_mask
+
+
+def seq_mis_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor, cap: float
+) -> Tensor:
+    """seq_tis_loss that drops a response whose ratio exceeds the cap: (B, T) (as above, Seq-MIS)."""
+    ratio = sequence_ratio(logps, old_logps, response_mask)  # (B, 1)
+    return -ratio.masked_fill(ratio > cap, 0.0) * advantages.reshape(-1, 1) * logps * response_mask
+
+
+def dppo_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor, delta: float
+) -> Tensor:
+    """DPPO's loss of each token, under its mask of binary total variation: (B, T); arguments as above.
+
+    -M r A with r = exp(logps - old_logps), where M is 0 if A asks for more of a move that is too large
+    already, |p - old p| > delta for the token's two probabilities p = exp(logps): A > 0 and r > 1, or A < 0
+    and r < 1. Else M is 1 (Qi et al. 2026, arXiv 2602.04879, equations 11 to 13). So a rare token may
+    double its probability, which PPO's clip forbids.
+    """
+    advantages, ratio = advantages.reshape(-1, 1), (logps - old_logps).exp()  # (B, 1), (B, T)
+    further = advantages * (ratio - 1) > 0  # the direction that A asks for is the one already taken
+    keep = ~(further & moved(logps, old_logps, delta))
+    return -(keep * ratio) * advantages * response_mask
+
+
+def moved(logps: Tensor, old_logps: Tensor, delta: float) -> Tensor:
+    """The tokens whose probability has moved by more than delta: (B, T)."""
+    return (logps.detach().exp() - old_logps.exp()).abs() > delta
+
+
 def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """The k3 estimate of KL(policy, reference) from each token: r - 1 - log r, r = reference / policy.
 
@@ -158,13 +210,32 @@ def token_weights(lengths: Tensor, how: str, max_new_tokens: int | Tensor, rows:
     return 1 / divisor
 
 
-def ratio_bounds(config: Config) -> tuple[float, float]:
-    """The ratios of a token beyond which --correction acts; bound_frac is the share of tokens beyond them."""
+def choose_loss(config: Config) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The loss that --correction names, (logps, old_logps, advantages, response_mask) -> (B, T)."""
+    clipped = partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
     return {
-        "none": (0, math.inf),
-        "clip": (1 - config.clip_low, 1 + config.clip_high),
-        "tis": (0, config.tis_cap),
+        # A ratio of 1, with the gradient of one.
+        "none": lambda logps, old_logps, A, mask: clipped(logps, logps.detach(), A, mask),
+        "clip": clipped,
+        "tis": partial(tis_loss, cap=config.tis_cap),
+        "seq_tis": partial(seq_tis_loss, cap=config.tis_cap),
+        "seq_mis": partial(seq_mis_loss, cap=config.tis_cap),
+        "dppo": partial(dppo_loss, delta=config.dppo_delta),
     }[config.correction]
+
+
+def out_of_bounds(config: Config, logps: Tensor, old_logps: Tensor, response_mask: Tensor) -> Tensor:
+    """The tokens on which --correction acts, or does where the advantage asks for more: (B, T)."""
+    ratio = (logps - old_logps).exp()
+    if config.correction == "clip":
+        return (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
+    if config.correction == "tis":
+        return ratio > config.tis_cap
+    if config.correction in ("seq_tis", "seq_mis"):  # all tokens of a response
+        return (sequence_ratio(logps, old_logps, response_mask) > config.tis_cap).expand_as(ratio)
+    if config.correction == "dppo":
+        return moved(logps, old_logps, config.dppo_delta)
+    return torch.zeros_like(ratio, dtype=torch.bool)
 
 
 def warn(config: Config, tasks: list[str]) -> None:
@@ -211,6 +282,7 @@ def main(args: list[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(
         policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0.0, fused=device.type == "cuda"
     )
+    token_losses = choose_loss(config)
     window = Window(generator, batches, scorer, config)
     run = Life(config, held_out, scorer, window, policy, reference, optimizer)  # new, or resumed
 
@@ -245,8 +317,8 @@ def main(args: list[str] | None = None) -> None:
         # --- Learn: one optimizer step on the weighted sum over all response tokens ---
         seen = metrics.Seen(len(rollouts))
         # The ratio is of the policy to the one that sampled. Where that is the policy, it is 1: the sampler's
-        # log-probs differ by rounding, which is not to be clipped. tis corrects for rounding, too.
-        on_policy = rollouts[0].version == step and config.correction != "tis"
+        # log-probs differ by rounding, which is not to be clipped. The others correct for rounding, too.
+        on_policy = rollouts[0].version == step and config.correction in ("none", "clip")
         with watch("train_s"):
             lengths = [len(r.response_ids) for r in rollouts]  # P * G
             limits = torch.tensor([config.max_new_tokens.of(p.task) for p in prompts], device=device)
@@ -271,19 +343,14 @@ def main(args: list[str] | None = None) -> None:
 
                 A = advantages[part]  # (B,)
                 old_logps = logps.detach() if on_policy else sampler_logps  # (B, T)
-                if config.correction == "none":  # a ratio of 1, with the gradient of one
-                    losses = grpo_loss(logps, logps.detach(), A, mask, config.clip_low, config.clip_high)
-                elif config.correction == "clip":
-                    losses = grpo_loss(logps, old_logps, A, mask, config.clip_low, config.clip_high)
-                else:
-                    losses = tis_loss(logps, old_logps, A, mask, config.tis_cap)
+                losses = token_losses(logps, old_logps, A, mask)  # (B, T)
                 losses = per_token[part, None] * (losses + config.kl_coef * kl)  # (B, T)
                 loss = losses.sum()
                 loss.backward()
 
                 seen.loss(loss, part, losses.abs().sum(-1))
                 seen.tokens(mask, logps - sampler_logps, kl, entropy)
-                seen.ratios(mask, logps - old_logps)
+                seen.ratios(mask, logps - old_logps, out_of_bounds(config, logps, old_logps, mask))
             grad_norm = clip_gradients(policy, config.grad_clip)
             if run.note_gradient(grad_norm):
                 optimizer.step()
@@ -297,7 +364,7 @@ def main(args: list[str] | None = None) -> None:
                 "sync_gap": sync_gap,
                 **metrics.of_rollouts(prompts, rollouts, rewards),
                 **metrics.of_forwards(seen),
-                **metrics.of_ratios(seen, *ratio_bounds(config)),
+                **metrics.of_ratios(seen),
                 "grad_norm": grad_norm,
                 **metrics.by_task(tasks, prompts, rollouts, rewards, seen),
                 **metrics.of_time(watch),

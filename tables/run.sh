@@ -3,7 +3,7 @@
 #
 #   echo mine/first train_dpo.py --sync-every 10 | bash tables/run.sh
 #
-# NAME is TABLE/ROW or TABLE/ROW/SEED. A run is made in runs/NAME, every checkpoint that it exports is
+# NAME is TABLE/ROW or TABLE/ROW/SEED. A run is made in runs/NAME, the checkpoints that it exports are
 # evaluated, and its config, metrics and evaluations go into the archive results/TABLE/runs.jsonl.gz
 # (archive.py), from which report.py draws. The line NAME evaluate.py --model MODEL only measures a model, as
 # step 0.
@@ -20,6 +20,7 @@
 #   OMP_NUM_THREADS  threads of each (1)
 #   RANKS            processes of each (1)
 #   DATA, N          problems to evaluate on (tiny@test), samples of each (10; 0 for no evaluation)
+#   WHEN             steps whose checkpoints are evaluated, as "25 50 100" (all that the run exports)
 #   EVALUATE         more flags of evaluate.py (none)
 #   CHAT, REWARD_MODEL  requests to answer, too, once each (none), and what scores the answers
 set -Eeuo pipefail # -E: the trap below holds in functions, too
@@ -28,12 +29,16 @@ export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 EVALUATE=${EVALUATE:-}
 # shellcheck disable=SC2086 # EVALUATE's words
-evaluate() { # a checkpoint, and the files to write without their endings
-  python evaluate.py --model "$1" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$2.json" $EVALUATE
+evaluate() { # a file to write without its ending, where {} is the last part of a checkpoint's path; checkpoints
+  local out=$1
+  shift
+  python evaluate.py --model "$@" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$out.json" $EVALUATE
   [ -n "${CHAT:-}" ] || return 0
-  python evaluate.py --model "$1" --data "chat=$CHAT" --reward-model "$REWARD_MODEL" --n 1 \
-    --answers "$2.answers.jsonl" --out "$2.chat.json" $EVALUATE
-  [[ "$CHAT" != tiny@* ]] || python tiny/chat.py --truth "$2.answers.jsonl"
+  python evaluate.py --model "$@" --data "chat=$CHAT" --reward-model "$REWARD_MODEL" --n 1 \
+    --answers "$out.answers.jsonl" --out "$out.chat.json" $EVALUATE
+  [[ "$CHAT" != tiny@* ]] || for model in "$@"; do
+    python tiny/chat.py --truth "${out//\{\}/$(basename "$model")}.answers.jsonl"
+  done
 }
 
 if [ -n "${DRAW:-}" ]; then
@@ -68,15 +73,16 @@ trap 'fail "failed, see $run.log"' ERR
 
 if [[ "$command" == "evaluate.py --model "* ]]; then
   mkdir -p "$run/eval"
-  evaluate "${command#evaluate.py --model }" "$run/eval/0"
+  evaluate "$run/eval/0" "${command#evaluate.py --model }"
 else
   # shellcheck disable=SC2086 # the command's words
   torchrun --standalone --nproc-per-node "${RANKS:-1}" $command --run-dir "$run"
   [[ "$command" != *chat=tiny* ]] || python tiny/chat.py --truth "$run"
   mkdir -p "$run/eval"
+  checkpoints=()
   for checkpoint in "$run"/export/*; do
-    [ "${N:-10}" != 0 ] || break
-    evaluate "$checkpoint" "$run/eval/$(basename "$checkpoint")"
+    [[ -n "${WHEN:-}" && " $WHEN " != *" $(basename "$checkpoint") "* ]] || checkpoints+=("$checkpoint")
   done
+  [ "${N:-10}" = 0 ] || evaluate "$run/eval/{}" "${checkpoints[@]}"
 fi
 python tables/archive.py add "$kept" "$run" "$command" # last: only whole results are kept

@@ -5,9 +5,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from model import token_logps
-from train_grpo import group_advantages, grpo_loss, kl_estimate, tis_loss, token_weights
+from train_grpo import (
+    dppo_loss,
+    group_advantages,
+    grpo_loss,
+    kl_estimate,
+    seq_mis_loss,
+    seq_tis_loss,
+    tis_loss,
+    token_weights,
+)
 
-LOW, HIGH, CAP = 0.2, 0.3, 2.0
+LOW, HIGH, CAP, DELTA = 0.2, 0.3, 2.0, 0.2
 
 
 def value_and_gradient(loss, *arguments):
@@ -57,6 +66,79 @@ def test_tis_weighs_by_a_number():
     _, gradient = value_and_gradient(tis_loss, old + ratio.log(), old, A, mask, CAP)
     weight = torch.tensor([0.5, 1.0, 0, CAP, CAP], dtype=torch.float64)
     assert torch.allclose(gradient, torch.stack([-0.75 * weight, 0.25 * weight]))
+
+
+# Three responses of 2, 3 and 2 tokens, whose ratios multiply to 1.5, 3 and 0.25; the last column is masked.
+RATIOS = torch.tensor([[3.0, 0.5, 1, 9], [2.0, 1.5, 1.0, 9], [0.5, 0.5, 1, 9]], dtype=torch.float64)
+MASK = torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weights"), [(seq_tis_loss, (1.5, 2, 0.25)), (seq_mis_loss, (1.5, 0, 0.25))]
+)
+def test_sequences_are_weighed_by_a_number(loss, weights):
+    """A weight of tokens, a mean for the product, one that is differentiated, too, or a mask the other way.
+
+    Breaks: no sum(-1); mean(-1); drop the detach; old_logps - logps; no mask in the sum, or in the loss;
+    ratio < cap; the cap in place of 0.
+    """
+    old, A = torch.full_like(RATIOS, -4.0), torch.tensor([0.75, -0.25, 0.5])
+    _, gradient = value_and_gradient(loss, old + RATIOS.log(), old, A, MASK, CAP)
+    assert torch.allclose(gradient, -(torch.tensor(weights) * A)[:, None].double() * MASK)
+
+
+@pytest.mark.parametrize("loss", [seq_tis_loss, seq_mis_loss, tis_loss])
+def test_a_ratio_beyond_floats_is_cut_like_any_other(loss):
+    """exp overflows at 88 nats, which a long response reaches: inf or NaN. Break: ratio * (ratio <= cap)."""
+    old = torch.full((2, 4), -50.0)
+    _, gradient = value_and_gradient(loss, torch.zeros(2, 4), old, torch.ones(2), torch.ones(2, 4), CAP)
+    assert gradient.isfinite().all()
+
+
+def test_a_sequence_weight_makes_old_responses_count_as_fresh_ones():
+    """In an exact toy: the gradient of the policy's expected reward from responses of another policy.
+
+    Two tokens of three kinds, where the first decides what the second is drawn from; every response weighed
+    by how often the old policy samples it. With a response's whole ratio the sum is the true gradient; with a
+    ratio a token it is not, and without any still less. Breaks: tis_loss's weight in seq_tis_loss.
+    """
+    torch.manual_seed(0)
+    old_logits = torch.randn(4, 3, dtype=torch.float64)  # of the first token, and of the second after each
+    logits = (old_logits + 0.5 * torch.randn(4, 3, dtype=torch.float64)).requires_grad_()
+    pairs, rewards = torch.cartesian_prod(torch.arange(3), torch.arange(3)), torch.randn(9).double()
+
+    def logps_under(logits):  # (9, 2)
+        table = logits.log_softmax(-1)
+        return torch.stack([table[0, pairs[:, 0]], table[1 + pairs[:, 0], pairs[:, 1]]], 1)
+
+    logps, old_logps, mask = logps_under(logits), logps_under(old_logits), torch.ones(9, 2)
+    sampled = old_logps.sum(-1).exp()[:, None]  # how often the old policy gives each response
+    (truth,) = torch.autograd.grad(-(logps.sum(-1).exp() * rewards).sum(), logits, retain_graph=True)
+    errors = []
+    for losses in (
+        seq_tis_loss(logps, old_logps, rewards, mask, 1e9),
+        tis_loss(logps, old_logps, rewards, mask, 1e9),
+        grpo_loss(logps, logps.detach(), rewards, mask, LOW, HIGH),
+    ):
+        (found,) = torch.autograd.grad((sampled * losses).sum(), logits, retain_graph=True)
+        errors.append(((found - truth).norm() / truth.norm()).item())
+    assert errors[0] < 1e-6 and 0.05 < errors[1] < errors[2]
+
+
+def test_the_trust_region_by_hand():
+    """A mask of ratios, a mask on both sides, or one for the wrong sign of the advantage.
+
+    Probabilities before 0.5, 0.5, 0.01, 0.8, 0.3 and after 0.75, 0.2, 0.04, 0.7, 0.45: the first two have
+    moved by more than 0.2, up and down; the third has quadrupled, but by 0.03 alone. A > 0 drops the first,
+    A < 0 the second. Breaks: ratio outside 1 +- delta for moved(); no `further`; < 0 for > 0; keep inverted;
+    a detached ratio; no mask.
+    """
+    old = torch.tensor([[0.5, 0.5, 0.01, 0.8, 0.3]] * 2, dtype=torch.float64).log()
+    new = torch.tensor([[0.75, 0.2, 0.04, 0.7, 0.45]] * 2, dtype=torch.float64).log()
+    mask = torch.tensor([[1.0, 1, 1, 1, 0]] * 2)
+    _, gradient = value_and_gradient(dppo_loss, new, old, torch.tensor([2.0, -2.0]), mask, DELTA)
+    expected = torch.tensor([[0, -0.8, -8, -1.75, 0], [3, 0, 8, 1.75, 0]], dtype=torch.float64)
+    assert torch.allclose(gradient, expected)
 
 
 def test_correction_none_has_the_gradient_of_a_ratio_of_1():
@@ -129,8 +211,17 @@ def batch():
     return torch.randint(0, 256, (4, 12)), mask
 
 
-@pytest.mark.parametrize("loss", ["clip", "tis"])
-def test_fresh_responses_give_reinforce_with_a_baseline(policy, loss):
+LOSSES = {
+    "clip": (grpo_loss, LOW, HIGH),
+    "tis": (tis_loss, CAP),
+    "seq_tis": (seq_tis_loss, CAP),
+    "seq_mis": (seq_mis_loss, CAP),
+    "dppo": (dppo_loss, DELTA),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_fresh_responses_give_reinforce_with_a_baseline(policy, name):
     """On-policy GRPO is nothing but REINFORCE: -(reward - mean) grad log p, token by token, in a plain loop.
 
     Breaks: advantages.roll(1); twice the advantages where they are positive; response_mask.roll(1).
@@ -147,11 +238,8 @@ def test_fresh_responses_give_reinforce_with_a_baseline(policy, loss):
 
     logps = token_logps(policy, ids, mask)
     A = group_advantages(rewards[None]).flatten()
-    if loss == "clip":
-        losses = grpo_loss(logps, logps.detach(), A, mask, LOW, HIGH)
-    else:
-        losses = tis_loss(logps, logps.detach(), A, mask, CAP)
-    found = gradients(policy, losses.sum())
+    loss, *limits = LOSSES[name]
+    found = gradients(policy, loss(logps, logps.detach(), A, mask, *limits).sum())
     assert (found - expected).norm() < 1e-4 * expected.norm() and expected.norm() > 1
 
 
@@ -164,10 +252,8 @@ def test_equal_rewards_leave_the_model_alone(policy, scale):
     ids, mask = batch()
     A = group_advantages(torch.ones(1, 4), scale).flatten()
     logps = token_logps(policy, ids, mask)
-    for losses in (
-        grpo_loss(logps, logps.detach() + 0.1, A, mask, LOW, HIGH),
-        tis_loss(logps, logps.detach() - 0.1, A, mask, CAP),
-    ):
+    for loss, *limits in LOSSES.values():
+        losses = loss(logps, logps.detach() - 0.1, A, mask, *limits)
         assert losses.abs().max() == 0
         policy.zero_grad()
         losses.sum().backward(retain_graph=True)

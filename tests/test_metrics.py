@@ -50,6 +50,7 @@ def test_mismatch_is_measured_on_fresh_responses_only(step):
 def test_a_step_without_a_forward():
     """A loss of 0 where no prompt has a pair, or a mean of nothing. Break: no `if seen.losses`."""
     seen = metrics.Seen(2)
-    assert metrics.of_forwards(seen) == {"loss": None, "policy_entropy": None, "kl_ref": None}
+    nothing = {"loss": None, "policy_entropy": None, "kl_ref": None}
+    assert metrics.of_forwards(seen) == {**nothing, "learned_tokens": 0}
     assert set(metrics.of_pairs([], [], seen).values()) == {None}
-    assert set(metrics.of_ratios(seen, 0.8, 1.2).values()) == {None}
+    assert set(metrics.of_ratios(seen).values()) == {None}

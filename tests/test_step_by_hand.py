@@ -4,6 +4,7 @@ The runs go through the real loop. Engine and grader are stubs: responses and re
 """
 
 import copy
+import math
 from collections import defaultdict
 from itertools import product
 from statistics import fmean
@@ -160,7 +161,10 @@ def grpo_by_hand(policy, reference, groups, config, fresh):
             }[config.normalize]
             logps, entropy = tokens(policy, rollout, config.temperature)
             refs = tokens(reference, rollout, config.temperature)[0].detach()
-            old_logps = logps.tolist() if fresh and config.correction != "tis" else rollout.logps
+            at_hand = fresh and config.correction in ("none", "clip")
+            old_logps = logps.tolist() if at_hand else rollout.logps
+            whole = (logps.sum() - sum(old_logps)).exp().item()  # the response's ratio
+            seen["weights"].append(whole)
             for logp, ref, old in zip(logps, refs, old_logps, strict=True):
                 ratio = (logp - old).exp().item()
                 if config.correction == "clip":
@@ -169,6 +173,17 @@ def grpo_by_hand(policy, reference, groups, config, fresh):
                 elif config.correction == "tis":
                     term = -min(ratio, config.tis_cap) * advantage * logp
                     bound = ratio > config.tis_cap
+                elif config.correction in ("seq_tis", "seq_mis"):
+                    bound = whole > config.tis_cap
+                    weight = (
+                        min(whole, config.tis_cap) if config.correction == "seq_tis" else whole * (not bound)
+                    )
+                    term = -weight * advantage * logp
+                elif config.correction == "dppo":
+                    p, before = logp.exp().item(), math.exp(old)
+                    bound = abs(p - before) > config.dppo_delta
+                    away = (p > before) if advantage > 0 else (p < before)
+                    term = -(not (bound and away)) * (logp - old).exp() * advantage
                 else:  # the value of a ratio of 1, the gradient of -advantage * logp
                     term = -advantage * (1 + logp - logp.detach())
                     bound = False
@@ -177,7 +192,10 @@ def grpo_by_hand(policy, reference, groups, config, fresh):
                 seen["bound_frac"].append(bound)
             seen["kl_ref"] += k3(logps, refs).tolist()
             seen["policy_entropy"] += entropy.tolist()
-    return loss, {key: fmean(values) for key, values in seen.items()} | {"ratio_max": max(seen["ratio"])}
+    weights = seen.pop("weights")
+    ess = sum(weights) ** 2 / (len(weights) * sum(weight**2 for weight in weights))
+    seen = {"ratio_max": [max(seen["ratio"])], "ess": [ess], "learned_tokens": [sum(lengths)], **seen}
+    return loss, {key: fmean(values) for key, values in seen.items()}
 
 
 ALL_PAIRS = "--pairing all --nll-coef 0.5 --entropy-coef 0.5"
@@ -185,6 +203,9 @@ ONE_PAIR = "--pairing bestworst --length-normalize --temperature 0.7 --beta 2"
 COMBINED = "--pairing bestworst --grpo-coef 0.5 --entropy-coef 0.5"
 NONE = "--correction none --normalize token --kl-coef 0.5"
 TIS = "--correction tis --tis-cap 1.1 --normalize sequence --advantage-scale std --kl-coef 0.5"
+SEQ_TIS = "--correction seq_tis --tis-cap 1.1 --normalize token --kl-coef 0.5"
+SEQ_MIS = "--correction seq_mis --tis-cap 1.1 --normalize constant --kl-coef 0.5"
+DPPO = "--correction dppo --dppo-delta 0.001 --normalize token --kl-coef 0.5"
 CLIP = "--correction clip --clip-high 0.4 --normalize constant --kl-coef 0.5 --temperature 0.7"
 CUT, WHOLE = 150, 16384  # tokens in a micro-batch: two or three responses, or all of a step's
 
@@ -208,15 +229,17 @@ def test_dpo_step_by_hand(both_ways, flags, responses, limit):
 
 
 @pytest.mark.parametrize("limit", [CUT, WHOLE])
-@pytest.mark.parametrize("flags", [NONE, TIS, CLIP])
+@pytest.mark.parametrize("flags", [NONE, TIS, CLIP, SEQ_TIS, SEQ_MIS, DPPO])
 def test_grpo_step_by_hand(both_ways, flags, limit):
     """A correction, a normaliser or a KL term that is another, or that depends on the cut of the batch.
 
     Breaks, each alone: `per_token[: len(part), None]`; `advantages[: len(part)]`; token_weights of a
     micro-batch's lengths; detach kl; sampler_logps for logps.detach(), or logps.detach() for tis; no
     --advantage-scale; no reference at the second step; no temperature
-    for one of the models; swap clip_low and clip_high; a cap of 2. In the metrics: log_ratio for its exp;
-    the last ratio for the largest; swap low and high; clip's bounds for tis; no [mask.bool()].
+    for one of the models; swap clip_low and clip_high; a cap of 2; the policy's own log-probs at the first
+    step of seq_tis or dppo. In the metrics: log_ratio for its exp; the last ratio for the largest; swap low
+    and high; clip's bounds for tis; the bounds of tokens for seq_tis; no [mask.bool()]; a token's ratio in
+    ess, or no square.
     """
     rows = both_ways(train_grpo, grpo_by_hand, *flags.split(), "--micro-batch-tokens", str(limit))
     assert sum(rows) == (2 + 1) * 12

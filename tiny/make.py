@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tiny/make.py` puts tiny/ on the path, not the repository
 
-from flags import OutFolder, parse_flags  # noqa: E402
+from flags import OutFolder, Share, parse_flags  # noqa: E402
 
 from data import MATH_PROMPT  # noqa: E402
 from run import write_lines  # noqa: E402
@@ -189,6 +189,7 @@ CLEAN = {"guess": 0.03, "muse": 0.05, "half": 0.2, "worked": 0.32, "careful": 0.
 # In the end a few steps make the good ways rare: the seed model's own samples then teach only so much, and
 # what is sampled after some training teaches more.
 LAST = {"guess": 0.27, "muse": 0.22, "half": 0.33, "worked": 0.025, "careful": 0.015, "lapse": 0.14}
+GOOD = ("worked", "careful")
 SLIP = {"half": 0.05, "worked": 0.05, "careful": 0.005, "lapse": 0.05}  # of one worked step
 GUESS_SLIP = {"guess": 0.7, "muse": 0.7, "half": 0.4}  # of what is done in the head
 
@@ -392,13 +393,13 @@ SHEET_LINES = 7  # as long as a row of answers
 
 
 def draw_batches(
-    tokenizer: PreTrainedTokenizerBase, rng: random.Random, config: "Config", last: bool
+    tokenizer: PreTrainedTokenizerBase, rng: random.Random, config: "Config", last: dict[str, float] | None
 ) -> Iterator[tuple[list[Row], float]]:
     """Yield the rows of one step after another, and by what to divide the sum of their losses.
 
     Three stages: sheets of arithmetic, answers without slips, then the ways. Arithmetic is what takes the
     models longest, and single lines teach it several times faster than answers do. The last steps, of which
-    there are few, are another call: the ways as they shall be.
+    there are few, are another call: `last` is then the ways as they shall be.
     """
     for start in range(0, config.last_steps if last else config.steps, SORTED_STEPS):
         done = 1.0 if last else start / config.steps
@@ -409,7 +410,7 @@ def draw_batches(
             elif done < config.clean_until:
                 rows.append(draw_row(tokenizer, rng, CLEAN, config.answers, False))
             else:
-                rows.append(draw_row(tokenizer, rng, LAST if last else WAYS, config.answers, True))
+                rows.append(draw_row(tokenizer, rng, last or WAYS, config.answers, True))
         yield from in_batches(rows, config.rows, rng)
 
 
@@ -482,8 +483,30 @@ def make_rare(
 ) -> None:
     """The last steps: the good ways become rare, and what the model can do stays."""
     rng = random.Random(f"{config.seed} {family} last")
-    batches = draw_batches(tokenizer, rng, config, last=True)
+    batches = draw_batches(tokenizer, rng, config, last=LAST)
     fit(model, batches, config.last_steps, config.last_lr, tokenizer.pad_token_id, f"{family}, last")
+
+
+def teach_good(out: Path, share: float, config: "Config") -> None:
+    """Save to `out` a tiny/llama of which so large a share of the answers is worked or careful.
+
+    It is tiny/llama with as many steps more as made its good ways rare, on ways in which they are not.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    model, tokenizer = (
+        kind.from_pretrained(ROOT / "tiny/llama") for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    rare = sum(LAST[way] for way in GOOD)
+    scale = {way: share / rare if way in GOOD else (1 - share) / (1 - rare) for way in LAST}
+    ways = {way: LAST[way] * scale[way] for way in LAST}
+    rng = random.Random(f"{config.seed} good {share}")
+    batches = draw_batches(tokenizer, rng, config, ways)
+    fit(model, batches, config.last_steps, config.last_lr, tokenizer.pad_token_id, f"good {share:g}")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 def train(family: str, out: Path, tokenizer: PreTrainedTokenizerBase, config: "Config") -> None:
@@ -495,7 +518,7 @@ def train(family: str, out: Path, tokenizer: PreTrainedTokenizerBase, config: "C
     torch.manual_seed(config.seed)
     rng = random.Random(f"{config.seed} {family}")
     model = make_model(family, tokenizer)
-    batches = draw_batches(tokenizer, rng, config, last=False)
+    batches = draw_batches(tokenizer, rng, config, last=None)
     fit(model, batches, config.steps, config.lr, tokenizer.pad_token_id, family)
     make_rare(family, model, tokenizer, config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -509,8 +532,12 @@ def train(family: str, out: Path, tokenizer: PreTrainedTokenizerBase, config: "C
 
 @dataclass
 class Config:
-    only: Literal["all", "llama", "qwen3", "problems"] = field(
-        default="all", metadata={"help": "Make one thing instead of all."}
+    only: Literal["all", "llama", "qwen3", "problems", "good"] = field(
+        default="all",
+        metadata={"help": "Make one thing instead of all; good: in --out, tiny/llama with better answers."},
+    )
+    good: Share = field(
+        default=Share(0.42), metadata={"help": "With --only good: the share of answers that are worked."}
     )
     out: OutFolder = field(
         default=str(ROOT / "tiny"), metadata={"help": "Folder for llama/, qwen3/ and problems/."}
@@ -538,6 +565,8 @@ def main() -> None:
         write_splits(out / "problems", {split: make_problems(split, config.seed) for split in SIZES})
     if config.only in ("llama", "qwen3"):
         train(config.only, out, make_tokenizer(config.vocabulary, config.seed), config)
+    if config.only == "good":
+        teach_good(out, config.good, config)
     if config.only == "all":
         command = [sys.executable, __file__, *sys.argv[1:], "--only"]
         children = [subprocess.Popen([*command, family]) for family in ("llama", "qwen3")]

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Not in the paper: what makes offline DPO lose? Three controls, each of which changes one thing. Beside them
+# the rows of table1.sh (run that first).
+#   bash tables/controls.sh [laptop|gpu|paper]
+# ref-1: offline, but the reference follows the policy at every step. ref-100: offline, but the reference is
+# reset at step 100, as that of s = 100 is. nll: offline, with the likelihood of the chosen responses.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tables/scales.sh "$@"
+name=${AT}controls out=results/${AT}controls table1=results/${AT}table1
+{
+  for seed in $SEEDS; do
+    echo "$name/ref-1/$seed train_dpo.py --sync-every inf --sync-ref-every 1 --seed $seed $LONG $DPO"
+  done
+  for seed in $SEEDS; do
+    echo "$name/ref-100/$seed train_dpo.py --sync-every inf --sync-ref-every 100 --seed $seed $LONG $DPO"
+  done
+  for seed in $SEEDS; do
+    echo "$name/nll/$seed train_dpo.py --sync-every inf --nll-coef 1 --seed $seed $LONG $DPO"
+  done
+} | WHEN=$EARLY EVALUATE="${EVALUATE:-} --greedy True" bash tables/run.sh
+.venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/"{ref-1,ref-100,nll} "$table1/dpo-"{100,10} \
+  --smooth 10 --panels policy_entropy kl_ref margin chosen_logp --out "$out/curves.png" --table "$out/table.md"
