@@ -165,7 +165,7 @@ def pass_at_k(right: list[int], n: int, k: int) -> float:
     >>> pass_at_k([0, 1, 4], n=4, k=2)
     0.5
     """
-    return 1 - fmean(math.comb(n - count, k) for count in right) / math.comb(n, k)
+    return fmean(1 - math.comb(n - count, k) / math.comb(n, k) for count in right)
 
 
 def majority(responses: list[list[str]], scores: list[list[float]]) -> float:

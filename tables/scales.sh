@@ -5,6 +5,7 @@ case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
     AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 EARLY="25 50 75 100 150 200"
     DPO="--lr 5e-5" GRPO="--lr 2e-4" # chosen by tables/sweep.sh
+    export N=${N:-8}
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
     TRUTH=true_reward # a metric that is known of embedded requests alone
     CHAT="--model $CHAT_MODEL --reward-model $REWARD_MODEL --data"
