@@ -1,13 +1,15 @@
-"""Draw runs: their metrics as curves, their evaluations as a table.
+"""Draw runs: their metrics as curves, their evaluations as a table with intervals.
 
     python tables/report.py --runs runs/online runs/semi runs/offline --out curves.png
 
 draws three runs over each other, and writes the report.json of each run that was evaluated.
 
-    python tables/report.py --runs runs/table1/* --out curves.png --table table.md --paper table1
+    python tables/report.py --runs runs/table1/* --out curves.png --table table.md --paper table1 \\
+        --compare dpo-1:dpo-10 dpo-inf:dpo-10
 
 takes each folder as one row, whose runs differ in their seed. A curve is the mean over seeds, in a band from
-the lowest to the highest. An accuracy is the mean and its standard error over seeds, beside the paper's.
+the lowest to the highest. An accuracy is the mean over seeds and its 95 % interval (tables/intervals.py),
+beside the paper's; --compare gives the differences of two rows, paired by training seed and problem.
 
 A row is read from run directories, as above, or from an archive (tables/archive.py): results/table1/dpo-1
 names the runs dpo-1/0, dpo-1/1 and dpo-1/2 in results/table1/runs.jsonl.gz.
@@ -17,47 +19,35 @@ import sys
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
-from types import ModuleType
+from statistics import fmean
 from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tables/ is there
 
-from flags import Count, OutFile, one_line_errors, parse_flags, why_not  # noqa: E402
+from flags import Count, OutFile, Positive, one_line_errors, parse_flags, why_not  # noqa: E402
 
 from judge import bradley_terry  # noqa: E402
 from run import write_json, write_text  # noqa: E402
 from tables import archive, paper  # noqa: E402
 from tables.archive import Run  # noqa: E402
+from tables.figures import plot_curves, plot_table, row_name  # noqa: E402
+from tables.intervals import (  # noqa: E402
+    Estimate,
+    over_seeds,
+    over_seeds_and_problems,
+    seeds_needed,
+    shown,
+    signed,
+    verdict,
+)
 
-TITLES = {
-    "reward": "mean reward of the sampled responses",
-    "true_reward": "true reward of the responses kept (tiny/chat.py)",
-    "entropy": "next-token entropy of the sampler (nats)",
-    "policy_entropy": "next-token entropy of the policy (nats)",
-    "length": "response length (tokens)",
-    "right_length": "length of right responses (tokens)",
-    "wrong_length": "length of wrong responses (tokens)",
-    "staleness": "staleness (steps)",
-    "logp_gap": "|trainer - generator| (nats per token)",
-    "margin": "margin of the pairs (nats)",
-    "chosen_logp": "log-prob of chosen responses (nats)",
-    "chosen_length": "length of chosen responses (tokens)",
-    "rejected_length": "length of rejected responses (tokens)",
-    "kl_ref": "KL to the reference, k3 estimate (nats)",
-    "pair_frac": "share of prompts with unequal rewards",
-    "ratio_max": "largest importance ratio of a token",
-    "bound_frac": "share of tokens with a ratio out of bounds",
-    "grad_norm": "norm of the gradient",
-}
 PANELS = ["reward", "entropy", "length", "staleness", "logp_gap"]
-LOGARITHMIC = {"logp_gap", "kl_ref", "ratio_max"}
 PHASES = ("generate", "score", "train", "sync")
 SEED_ROW = "seed"  # the row of the model that the others were trained from
 
-Accuracies = dict[str, dict[int, list[float]]]  # {label: {step: the accuracy of each of the row's runs}}
+Row = dict[int, dict[str, dict]]  # {step: {training seed: evaluation}}
 
 
 @dataclass
@@ -78,6 +68,12 @@ class Config:
         default=None, help="A Markdown file for rewards, lengths and Elo of all rows; beside it .json."
     )
     chat_step: Count | None = HfArg(default=None, help="The step of --chat-table.")
+    compare: list[str] = HfArg(
+        default_factory=list, help="Beside --table: differences of two rows each, as dpo-1:dpo-10."
+    )
+    margin: Positive = HfArg(
+        default=1.0, help="Points within which --compare calls two rows the same, if the interval allows it."
+    )
     paper: Literal["table1", "table2", "table3", "table5"] | None = HfArg(
         default=None, help="Beside the table, the paper's; rows are found by their folders' names."
     )
@@ -106,13 +102,13 @@ def read_row(row: str | Path) -> list[Run]:
     return found
 
 
-def evaluations(runs: list[Run]) -> dict[int, list[dict]]:
-    """The evaluations of a row: {step: [evaluation of each of its runs]}."""
+def evaluations(runs: list[Run]) -> Row:
+    """The evaluations of a row: {step: {training seed: evaluation}}, by step."""
     found = {}
     for run in runs:
         for step, evaluation in run.evaluations.items():
             if step.isdigit():
-                found.setdefault(int(step), []).append(evaluation)
+                found.setdefault(int(step), {})[run.seed] = evaluation
     return dict(sorted(found.items()))
 
 
@@ -129,62 +125,41 @@ def check_alike(evaluations: list[dict], where: str) -> None:
             )
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float | None]:
-    """The mean over training seeds and its standard error (deviation / sqrt(number), None for one seed)."""
-    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+# --- Tables ---
 
 
-# --- Figures ---
+def shares(evaluation: dict) -> list[float] | None:
+    """The share of right answers to each problem; None where an evaluation keeps no counts."""
+    return [count / evaluation["n"] for count in evaluation["right"]] if "right" in evaluation else None
 
 
-def smoothed(metrics: list[dict], key: str, width: int) -> list[tuple[float, float]]:
-    """The points (step, value) of a metric: the middle of each block of `width` steps, and its mean there.
+def accuracy(several: dict[str, dict]) -> Estimate:
+    """A row's accuracy at one step, {training seed: evaluation}, with its interval.
 
-    The middle is the same in every run, whichever steps have a value; a block without any has no point.
+    Of seeds and problems; of seeds alone where an evaluation keeps no counts.
     """
-    points = []
-    for start in range(0, len(metrics), width):
-        block = metrics[start : start + width]
-        values = [row[key] for row in block if row[key] is not None]
-        if values:
-            points.append(((block[0]["step"] + block[-1]["step"]) / 2, fmean(values)))
-    return points
+    found = [shares(evaluation) for evaluation in several.values()]
+    if None in found:
+        return over_seeds([evaluation["accuracy"] for evaluation in several.values()])
+    return over_seeds_and_problems(found)
 
 
-def plot_curves(rows: dict[str, list[list[dict]]], panels: list[str], smooth: int, out: Path) -> None:
-    """Draw metrics of several rows, {label: [metrics of each run]}, against the step.
+def difference(a: dict[str, dict], b: dict[str, dict], names: str) -> Estimate:
+    """The accuracy of one row less that of another at one step, {training seed: evaluation} each.
 
-    A row's line is the mean over its runs, in a band from the lowest to the highest.
+    Paired: by training seed, whose runs see the same prompts in the same order, and by problem. ValueError in
+    one line if no seed is in both.
     """
-    plt = load_pyplot()
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained", squeeze=False
-    )
-    for axis, key in zip(axes[0], panels, strict=True):
-        for label, runs in rows.items():
-            values = {}  # step: its value in each run
-            for metrics in runs:
-                for step, value in smoothed(metrics, key, smooth):
-                    values.setdefault(step, []).append(value)
-            steps = sorted(values)
-            few = len(steps) < len(runs[0]) / smooth  # measured at some steps only: show where
-            means = [fmean(values[step]) for step in steps]
-            (line,) = axis.plot(steps, means, label=label, linewidth=1.2, marker="." if few else None)
-            if len(runs) > 1:
-                low, high = ([pick(values[step]) for step in steps] for pick in (min, max))
-                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        axis.set(title=TITLES.get(key, key), xlabel="step")
-        axis.title.set_fontsize(10)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if key in LOGARITHMIC:
-            axis.set_yscale("log")
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+    both = sorted(a.keys() & b.keys())
+    if not both:
+        raise ValueError(f"--compare {names}: no training seed in common ({', '.join(a)} and {', '.join(b)})")
+    pairs = [(shares(a[seed]), shares(b[seed])) for seed in both]
+    if any(None in pair for pair in pairs):
+        return over_seeds([a[seed]["accuracy"] - b[seed]["accuracy"] for seed in both])
+    return over_seeds_and_problems([[x - y for x, y in zip(*pair, strict=True)] for pair in pairs])
 
 
-def last_in_common(table: Accuracies) -> int:
+def last_in_common(table: dict[str, dict]) -> int:
     """The last step at which every row was evaluated, but for the seed model, whose only step is 0."""
     steps = [set(row) for row in table.values() if set(row) != {0}] or [{0}]
     common = set.intersection(*steps)
@@ -193,81 +168,97 @@ def last_in_common(table: Accuracies) -> int:
     return max(common)
 
 
-def plot_table(table: Accuracies, beside: str | None, out: Path) -> None:
-    """Draw the accuracies at the last step that all rows have: each training seed, mean and standard error.
+def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """A table as lines of Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
-    beside: the name of the paper's table to draw beside them, or None.
-    """
-    plt = load_pyplot()
+
+def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
+    """The accuracies as lines of Markdown, in percent, beside one of the paper's tables."""
+    steps, last = sorted({step for row in found.values() for step in row}), last_in_common(found)
     columns = paper.COLUMNS.get(beside, ())
-    figure, axes = plt.subplots(
-        1, 1 + len(columns), figsize=(3.6 * (1 + len(columns)), 3.2), layout="constrained", squeeze=False
-    )
-    labels, step = list(table), last_in_common(table)
-    for x, row in enumerate(table.values()):
-        values = [100 * value for value in row.get(step) or row[0]]
-        center, error = mean_and_error(values)
-        axes[0][0].errorbar(x, center, yerr=error, fmt="o", color="C0", capsize=4)
-        axes[0][0].plot([x + 0.2] * len(values), values, ".", color="C0", alpha=0.5)
-    axes[0][0].set_title(f"here, step {step}: mean, standard error, each seed", fontsize=9)
-    for axis, column in zip(axes[0][1:], range(len(columns)), strict=True):
-        for x, label in enumerate(labels):
-            if label in paper.ROWS[beside]:
-                center, error = paper.ROWS[beside][label][column]
-                axis.errorbar(x, center, yerr=error, fmt="s", color="C1", capsize=4)
-        axis.set_title(f"paper: {columns[column]}", fontsize=9)
-    for axis in axes[0]:
-        axis.set_xticks(range(len(labels)), labels, fontsize=8, rotation=30)
-        axis.set_xlim(-0.5, len(labels) - 0.5)
-        axis.set_ylabel("accuracy (%)")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
-
-
-def load_pyplot() -> ModuleType:
-    """matplotlib.pyplot, for files only: no screen is needed. It is slow to import, so not on top."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-# --- Tables ---
-
-
-def percent(value: float, error: float | None) -> str:
-    """0.883, 0.005 -> "88.3 ± 0.5 %"; the error is None where there was a single sample."""
-    return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
-
-
-def table_lines(table: Accuracies, beside: str | None) -> list[str]:
-    """The accuracies as lines of Markdown, beside one of the paper's tables."""
-    steps = sorted({step for row in table.values() for step in row})
-    heads = ["row", "training seeds", *(f"step {step}" for step in steps)]
-    columns = paper.COLUMNS.get(beside, ())
-    heads += [f"paper: {column}" for column in columns]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for label, row in table.items():
-        cells = [percent(*mean_and_error(row[step])) if step in row else "" for step in steps]
+    more = {"majority": "majority", "greedy_accuracy": "greedy"}
+    known = [(label, row.get(last) or row[0]) for label, row in found.items() if row.get(last) or 0 in row]
+    n = known[0][1][next(iter(known[0][1]))]["n"]
+    extra = {
+        key: head
+        for key, head in {"pass_at_n": f"pass@{n}", **more}.items()
+        if all(key in evaluation for _, several in known for evaluation in several.values())
+    }
+    heads = ["row", "seeds", *(f"step {step}" for step in steps), *extra.values()]
+    rows = []
+    for label, row in found.items():
+        cells = [row_name(label)[0], "/".join(map(str, sorted({len(several) for several in row.values()})))]
+        cells += [shown(accuracy(row[step])) if step in row else "" for step in steps]
+        at_last = row.get(last) or row[min(row)]
+        cells += [shown(over_seeds([one[key] for one in at_last.values()])) for key in extra]
         if beside:
             cells += [
                 f"{value} ({error})" if error else f"{value}"
                 for value, error in paper.ROWS[beside].get(label, [("", None)] * len(columns))
             ]
-        runs = "-" if 0 in row else "/".join(map(str, sorted({len(values) for values in row.values()})))
-        lines.append(f"| {label} | {runs} | {' | '.join(cells)} |")
-    note = "Here: mean ± standard error over training seeds. A row without seeds, or with one, has no error."
+        rows.append(cells)
+    note = "Accuracy in percent: mean over training seeds ± half its 95 % interval."
+    if extra:
+        note += f" {', '.join(extra.values())}: at step {last}, of {n} samples a problem; intervals of seeds."
     if beside:
         note += " The paper: one training seed; in brackets its standard error over 50 samples (see README)."
-    return [*lines, "", note]
+    return [*markdown(heads + [f"paper: {column}" for column in columns], rows), "", note]
 
 
-def write_table(rows: dict[str, list[Run]], beside: str | None, until: int | None, out: Path) -> None:
-    """Write the accuracies of {label: runs} as Markdown, as JSON and as a figure; print them."""
+def compare(found: dict[str, Row], pairs: list[str], margin: float) -> dict[str, dict[int, Estimate]]:
+    """The differences of rows, {"A:B": {step: estimate}} at each step that both have."""
+    differences = {}
+    for names in pairs:
+        a, _, b = names.partition(":")
+        if a not in found or b not in found:
+            raise ValueError(f"--compare {names}: takes two of the rows {', '.join(found)}, as A:B")
+        steps = sorted(found[a].keys() & found[b].keys())
+        if not steps:
+            raise ValueError(f"--compare {names}: no step at which both were evaluated")
+        differences[names] = {step: difference(found[a][step], found[b][step], names) for step in steps}
+    return differences
+
+
+def comparison_lines(differences: dict[str, dict[int, Estimate]], margin: float) -> list[str]:
+    """Differences as lines of Markdown, in points of percent."""
+    steps, rows = sorted({step for row in differences.values() for step in row}), []
+    for names, row in differences.items():
+        a, b = (row_name(name)[0] for name in names.split(":"))
+        last = row[max(row)]
+        says = verdict(last, margin / 100)
+        needed = seeds_needed(last, margin / 100) if says == "cannot tell" else None
+        rows.append(
+            [f"{a} less {b}", str(last.seeds), *(signed(row[step]) if step in row else "" for step in steps)]
+            + [says, f"{needed}" if needed else ""]
+        )
+    heads = ["difference", "seeds", *(f"step {step}" for step in steps), "at the last step", "seeds to tell"]
+    note = (
+        "Points of percent with 95 % intervals, paired by training seed and problem. same: the interval lies "
+        f"within {margin:g} points. seeds to tell: that many would decide, if mean and scatter stay."
+    )
+    return ["", *markdown(heads, rows), "", note]
+
+
+def commits_of(rows: dict[str, list[Run]]) -> str:
+    """One line about the commits that made the runs: one, or which rows are whose."""
+    made = {}
+    for label, runs in rows.items():
+        for run in runs:
+            if run.config:
+                made.setdefault(run.config.get("commit") or "unknown", set()).add(label)
+    if len(made) < 2:
+        return f"Made by commit {', '.join(made)}." if made else ""
+    return (
+        "Made by commits "
+        + "; ".join(f"{c} ({', '.join(sorted(labels))})" for c, labels in made.items())
+        + "."
+    )
+
+
+def write_table(rows: dict[str, list[Run]], config: Config) -> None:
+    """Write the accuracies of {label: runs}, and --compare's differences, as Markdown, JSON and a figure."""
+    out, until = Path(config.table), config.until
     found = {
         label: {step: several for step, several in evaluations(runs).items() if step <= (until or step)}
         for label, runs in rows.items()
@@ -275,16 +266,35 @@ def write_table(rows: dict[str, list[Run]], beside: str | None, until: int | Non
     missing = [label for label, row in found.items() if not row]
     if missing:
         raise ValueError(f"--table: {', '.join(missing)} has no eval/STEP.json yet; evaluate it first")
-    every = [e for row in found.values() for several in row.values() for e in several]
+    every = [e for row in found.values() for several in row.values() for e in several.values()]
     check_alike(every, f"--table {out}")
     if any("accuracy" not in e for e in every):
         raise ValueError(f"--table {out}: an evaluation without accuracy; requests go to --chat-table")
-    table = {
-        label: {step: [e["accuracy"] for e in several] for step, several in row.items()}
-        for label, row in found.items()
+    differences = compare(found, config.compare, config.margin)
+    lines = table_lines(found, config.paper)
+    if differences:
+        lines += comparison_lines(differences, config.margin)
+    numbers = {
+        "accuracy": {
+            label: {step: [e["accuracy"] for e in several.values()] for step, several in row.items()}
+            for label, row in found.items()
+        },
+        "half": {
+            label: {step: accuracy(several).half for step, several in row.items()}
+            for label, row in found.items()
+        },
+        "difference": {
+            names: {step: {"mean": e.mean, "half": e.half, "seeds": e.seeds} for step, e in row.items()}
+            for names, row in differences.items()
+        },
     }
-    save_table(table_lines(table, beside), table, out)
-    plot_table(table, beside, out.with_suffix(".png"))
+    if made := commits_of(rows):
+        lines += ["", made]
+    save_table(lines, numbers, out)
+    estimates = {
+        label: {step: accuracy(several) for step, several in row.items()} for label, row in found.items()
+    }
+    plot_table(estimates, last_in_common(found), config.paper, out.with_suffix(".png"))
 
 
 def save_table(lines: list[str], table: dict, out: Path) -> None:
@@ -372,7 +382,7 @@ def write_chat_table(rows: dict[str, list[Run]], step: int, beside: str | None, 
         {label: {seed: answers for seed, (_, answers) in seeds.items()} for label, seeds in found.items()}
     )
     several = {label: evaluations(runs) for label, runs in rows.items()}
-    several = {label: row.get(step) or row.get(0) or [] for label, row in several.items()}
+    several = {label: [*(row.get(step) or row.get(0) or {}).values()] for label, row in several.items()}
     check_alike([one for row in several.values() for one in row], f"--chat-table {out}")
     table = {
         label: {"accuracy": [100 * one["accuracy"] for one in several[label]], **row}
@@ -382,17 +392,17 @@ def write_chat_table(rows: dict[str, list[Run]], step: int, beside: str | None, 
     named = [f"paper: {column}" for column in paper.COLUMNS.get(beside, ())]
     lines = [f"| {' | '.join(['row', *heads, *named])} |", "|" + "---|" * (1 + len(heads) + len(named))]
     for label, row in table.items():
-        cells = [with_error(*mean_and_error(row[head])) if row[head] else "" for head in heads]
+        cells = [with_interval(over_seeds(row[head])) if row[head] else "" for head in heads]
         if beside:
             cells += [str(value) for value, _ in paper.ROWS[beside].get(label, [("", None)] * len(named))]
-        lines.append(f"| {' | '.join([label, *cells])} |")
-    lines += ["", "Here: mean ± standard error over training seeds; accuracy in percent."]
+        lines.append(f"| {' | '.join([row_name(label)[0], *cells])} |")
+    lines += ["", "Here: mean over training seeds ± half its 95 % interval; accuracy in percent."]
     save_table(lines, table, out)
 
 
-def with_error(value: float, error: float | None) -> str:
-    """12.345, 0.678 -> "12.35 ± 0.68"."""
-    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
+def with_interval(estimate: Estimate) -> str:
+    """Estimate(12.345, 0.678, 3) -> "12.35 ± 0.68"."""
+    return f"{estimate.mean:.2f}" if estimate.half is None else f"{estimate.mean:.2f} ± {estimate.half:.2f}"
 
 
 # --- One run: what it gained and what it cost ---
@@ -436,6 +446,11 @@ def summarize_run(run: Run) -> dict | None:
     }
 
 
+def percent(value: float, error: float | None) -> str:
+    """0.883, 0.005 -> "88.3 ± 0.5 %"; the error is None where there was a single sample."""
+    return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
+
+
 def print_summaries(summaries: dict[str, dict]) -> None:
     """One line a run: {label: summary}."""
     print(f"{'run':20} {'steps':>5} {'seed':>14} {'trained':>14}   seconds ({', '.join(PHASES)}, evaluate)")
@@ -476,6 +491,8 @@ def main(args: list[str] | None = None) -> None:
         ):
             names = ", ".join(paper.ROWS[config.paper])
             raise ValueError(f"--paper {config.paper}: needs --table or --chat-table, and rows named {names}")
+        if config.compare and not config.table:
+            raise ValueError("--compare: goes beside --table, whose rows it compares")
         if bool(config.chat_table) != bool(config.chat_step):
             raise ValueError(
                 "--chat-table: goes together with --chat-step, the step whose answers it compares"
@@ -492,7 +509,7 @@ def main(args: list[str] | None = None) -> None:
         if summaries:
             print_summaries(summaries)
         if config.table:
-            write_table(rows, config.paper, config.until, Path(config.table))
+            write_table(rows, config)
         if config.chat_table:
             write_chat_table(rows, config.chat_step, config.paper, Path(config.chat_table))
         if curves:

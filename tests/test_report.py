@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tables import archive, report
+from tables import archive, figures, report
 
 
 def write_run(directory, evals, steps=3):
@@ -17,10 +17,16 @@ def write_run(directory, evals, steps=3):
 
 
 def write_evals(directory, evals, data="tiny@test"):
+    """evals: {step: an accuracy, or the right ones of 2 answers to each problem}."""
     (directory / "eval").mkdir(parents=True, exist_ok=True)
     alike = {"data": data, "problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 64}
-    for step, accuracy in evals.items():
-        (directory / "eval" / f"{step}.json").write_text(json.dumps({"accuracy": accuracy, **alike}))
+    for step, found in evals.items():
+        if isinstance(found, list):
+            more = {"pass_at_n": 0.5, "majority": 0.25, "greedy_accuracy": 0.75}
+            found = {"accuracy": sum(found) / 2 / len(found), "right": found, **more}
+        else:
+            found = {"accuracy": found}
+        (directory / "eval" / f"{step}.json").write_text(json.dumps({**found, **alike}))
 
 
 @pytest.fixture
@@ -39,17 +45,19 @@ def make_table(folder, *flags):
     return (folder / "table.md").read_text().splitlines()
 
 
-def test_accuracy_is_the_mean_over_training_seeds_and_its_standard_error(table1):
+def test_accuracy_is_the_mean_over_training_seeds_and_its_interval(table1):
     """The error of one evaluation passed off as that over training seeds. Break: leave out the square root.
 
-    0.5, 0.6, 0.7: mean 0.6, deviation 0.1, standard error 0.1 / sqrt(3) = 0.0577.
+    0.5, 0.6, 0.7: mean 0.6, deviation 0.1, standard error 0.1 / sqrt(3) = 0.0577, times 4.303 is 0.248.
     """
     head, _, seed, dpo, *note = make_table(table1, "--paper", "table1")
     steps, papers = "step 0 | step 100 | step 200", "paper: Math500 | paper: NuminaMath | paper: AMC23"
-    assert head == f"| row | training seeds | {steps} | {papers} |" and len(note) == 2
-    assert seed == "| seed | - | 25.0 % |  |  | 47.4 (1.6) | 33.9 (0.6) | 23.7 (5.2) |"
-    assert dpo == "| dpo-1 | 3 |  | 40.0 ± 0.0 % | 60.0 ± 5.8 % | 58.7 (1.2) | 39.6 (0.5) | 32.9 (5.2) |"
-    assert json.loads((table1 / "table.json").read_text())["dpo-1"]["200"] == [0.5, 0.6, 0.7]
+    assert head == f"| row | seeds | {steps} | {papers} |" and len(note) == 2
+    assert seed == "| seed model | 1 | 25.0 |  |  | 47.4 (1.6) | 33.9 (0.6) | 23.7 (5.2) |"
+    assert dpo == "| online | 3 |  | 40.0 ± 0.0 | 60.0 ± 24.8 | 58.7 (1.2) | 39.6 (0.5) | 32.9 (5.2) |"
+    written = json.loads((table1 / "table.json").read_text())
+    assert written["accuracy"]["dpo-1"]["200"] == [0.5, 0.6, 0.7]
+    assert written["half"]["dpo-1"]["200"] == pytest.approx(0.2484, abs=1e-4)
     assert min((table1 / name).stat().st_size for name in ("table.png", "curves.png")) > 10_000
 
 
@@ -58,7 +66,78 @@ def test_rows_measured_unlike_do_not_stand_in_one_table(table1):
     write_evals(table1 / "seed", {0: 0.25}, data="math500.jsonl")
     rows = {name: report.read_row(table1 / name) for name in ("seed", "dpo-1")}
     with pytest.raises(ValueError, match="another data .math500.jsonl and tiny@test.; evaluate all alike"):
-        report.write_table(rows, None, None, table1 / "t.md")
+        report.write_table(rows, report.Config(runs=[], table=str(table1 / "t.md")))
+
+
+# Three seeds of two rows: each seed of one answers one problem more than the other's, but the third.
+COUNTS = {"dpo-10": ([2, 2, 0, 1, 0], [2, 1, 0, 0, 0], [2, 2, 1, 1, 0]),
+          "dpo-1": ([2, 2, 2, 1, 0], [2, 1, 2, 0, 0], [2, 2, 1, 1, 0])}  # fmt: skip
+
+
+@pytest.fixture
+def counted(table1):
+    """Two rows that keep counts a problem, in another order of seeds."""
+    for row, several in COUNTS.items():
+        for seed, right in enumerate(several):
+            write_run(table1 / f"{row}-x" / str(seed), {100: right})
+    (table1 / "dpo-1-x" / "0").rename(table1 / "dpo-1-x" / "9")
+    write_run(table1 / "dpo-1-x" / "0", {100: COUNTS["dpo-1"][0]})  # and a seed that the other row lacks
+    return table1
+
+
+def test_differences_are_paired_by_seed_and_problem(counted):
+    """Seeds paired by their place, or an interval of the two rows' scatter, which here is five times as wide.
+
+    Breaks: zip of the two rows' values in place of both; over_seeds of each row's own accuracies; no sign.
+    The differences of the seeds are 0.2, 0.2 and 0; of the problems 0, 0, 4 / 3 / 2, 0, 0. By hand: seeds
+    0.1333 with a standard error of 0.0667, times 4.303; problems' scatter as below.
+    """
+    folder = str(counted)
+    report.main(
+        [
+            "--runs",
+            f"{folder}/dpo-1-x",
+            f"{folder}/dpo-10-x",
+            "--panels",
+            "reward",
+            "--out",
+            f"{folder}/c.png",
+        ]
+        + ["--table", f"{folder}/t.md", "--compare", "dpo-1-x:dpo-10-x", "--margin", "2"]
+    )
+    written = json.loads((counted / "t.json").read_text())["difference"]["dpo-1-x:dpo-10-x"]["100"]
+    d = [[(a - b) / 2 for a, b in zip(*pair, strict=True)] for pair in zip(*COUNTS.values(), strict=True)]
+    d = [[-x for x in row] for row in d]
+    expected = report.over_seeds_and_problems(d)
+    assert written == {"mean": pytest.approx(expected.mean), "half": pytest.approx(expected.half), "seeds": 3}
+    assert expected.mean == pytest.approx(0.4 / 3) and 4.303 * 0.2 / 3 <= expected.half < 1
+    text = (counted / "t.md").read_text()
+    assert "| dpo-1-x less dpo-10-x | 3 | +13.3 [" in text and "| cannot tell |" in text
+    assert "| pass@2 | majority | greedy |" in text and "| 50.0 ± 0.0 | 25.0 ± 0.0 | 75.0 ± 0.0 |" in text
+
+
+@pytest.mark.parametrize(
+    ("pairs", "line"),
+    [
+        (["dpo-1:nowhere"], "--compare dpo-1:nowhere: takes two of the rows seed, dpo-1, as A:B"),
+        (["dpo-1"], "--compare dpo-1: takes two of the rows"),
+        (["dpo-1:seed"], "--compare dpo-1:seed: no step at which both were evaluated"),
+    ],
+)
+def test_comparisons_that_cannot_be_made(table1, capfd, pairs, line):
+    """A traceback, or a difference of nothing. Breaks: each check alone."""
+    with pytest.raises(SystemExit) as exit:
+        make_table(table1, "--compare", *pairs)
+    assert exit.value.code == 2 and line in capfd.readouterr().err
+
+
+def test_the_table_names_the_commits_that_made_its_rows(table1):
+    """Rows of two states of the code side by side without a word. Break: the first commit alone."""
+    for seed, commit in enumerate(("abc", "abc", "def")):
+        (table1 / "dpo-1" / str(seed) / "config.json").write_text(json.dumps({"commit": commit}))
+    assert make_table(table1)[-1] == "Made by commits abc (dpo-1); def (dpo-1)."
+    (table1 / "dpo-1" / "2" / "config.json").write_text(json.dumps({"commit": "abc"}))
+    assert make_table(table1)[-1] == "Made by commit abc."
 
 
 @pytest.fixture
@@ -89,7 +168,7 @@ def test_an_archive_gives_the_same_table_as_the_run_directories(table1, keep, tm
 def test_what_comes_after_until_is_left_out(table1):
     """Runs of 100 steps drawn beside runs of 200. Break: leave `until` out of write_table."""
     head, _, _, dpo, *_ = make_table(table1, "--until", "100")
-    assert head == "| row | training seeds | step 0 | step 100 |" and dpo == "| dpo-1 | 3 |  | 40.0 ± 0.0 % |"
+    assert head == "| row | seeds | step 0 | step 100 |" and dpo == "| online | 3 |  | 40.0 ± 0.0 |"
 
 
 def test_the_figure_shows_one_step_of_all_rows():
@@ -125,8 +204,8 @@ def test_bad_input_is_answered_in_one_line(table1, capfd, flags, line):
 def test_smoothing_averages_the_steps_that_have_a_value():
     """None read as 0, the last steps lost, or seeds that do not meet. Break: range(width, ...)."""
     metrics = [{"step": step, "x": x} for step, x in enumerate([1.0, None, 3.0, 5.0, None])]
-    assert report.smoothed(metrics, "x", 2) == [(0.5, 1.0), (2.5, 4.0)]
-    assert report.smoothed(metrics, "x", 1) == [(0, 1.0), (2, 3.0), (3, 5.0)]
+    assert figures.smoothed(metrics, "x", 2) == [(0.5, 1.0), (2.5, 4.0)]
+    assert figures.smoothed(metrics, "x", 1) == [(0, 1.0), (2, 3.0), (3, 5.0)]
 
 
 def test_report_of_a_run(tmp_path, capsys):
@@ -218,7 +297,7 @@ def test_chat_table_by_hand(chat, capsys):
         assert seed_model - trained == pytest.approx(odds, rel=0.03)
         assert seed_model + trained == pytest.approx(2000)
     text = (chat / "chat.md").read_text()
-    assert "| dpo-1 | 40.00 ± 0.00 | 4.50 ± 0.50 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
+    assert "| online | 40.00 ± 0.00 | 4.50 ± 6.35 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,229 @@
+"""Draw what report.py reads: curves over steps, accuracies with intervals, accuracy against cost.
+
+A row has one name and one colour in every figure: the dial from red (offline) to blue (online), GRPO green.
+"""
+
+import math
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+
+from tables import paper
+from tables.intervals import Estimate
+
+TITLES = {  # a metric: what its axis says
+    "reward": "mean reward of the samples",
+    "true_reward": "true reward of the samples",
+    "entropy": "sampler's entropy (nats a token)",
+    "policy_entropy": "policy's entropy (nats a token)",
+    "length": "response length (tokens)",
+    "right_length": "length of right responses (tokens)",
+    "wrong_length": "length of wrong responses (tokens)",
+    "staleness": "staleness (steps)",
+    "logp_gap": "|trainer - generator| (nats a token)",
+    "margin": "margin of the pairs (nats)",
+    "chosen_logp": "log-prob of the chosen (nats)",
+    "chosen_length": "length of the chosen (tokens)",
+    "rejected_length": "length of the rejected (tokens)",
+    "kl_ref": "KL to the reference (nats a token)",
+    "pair_frac": "share of prompts with a pair",
+    "ratio_max": "largest ratio of a token",
+    "bound_frac": "share of tokens out of bounds",
+    "ess": "effective share of the responses",
+    "grad_norm": "norm of the gradient",
+}
+LOGARITHMIC = {"logp_gap", "kl_ref", "ratio_max"}
+
+ROWS = {  # the folder of a row's runs: its name in figures and tables, and its colour
+    "seed": ("seed model", "#777777"),
+    "dpo-inf": ("offline", "#b2182b"),
+    "dpo-100": ("s = 100", "#ef8a62"),
+    "dpo-10": ("s = 10", "#74add1"),
+    "dpo-5": ("s = 5", "#4575b4"),
+    "dpo-1": ("online", "#2b3a8c"),
+    "grpo": ("GRPO, s = 1", "#1b7837"),
+    "grpo-4": ("GRPO, groups of 4", "#a6dba0"),
+    "grpo-12": ("GRPO, groups of 12", "#00441b"),
+    "math": ("mathematics only", "#2b3a8c"),
+    "both": ("both tasks", "#8856a7"),
+    "chat-then-math": ("chat, then mathematics", "#c994c7"),
+    "ref-1": ("offline, reference synced", "#8856a7"),
+    "ref-100": ("offline, reference reset at 100", "#c994c7"),
+    "nll": ("offline, with NLL", "#998ec3"),
+    "nll-1": ("online, with NLL", "#8856a7"),
+    "fixed-reference": ("online, reference fixed", "#8856a7"),
+    "group-dpo": ("online, GroupDPO", "#8856a7"),
+    "group-dpo-grpo": ("online, GroupDPO + GRPO", "#c994c7"),
+    "entropy-5e-4": ("entropy bonus 5e-4", "#bcbddc"),
+    "entropy-1e-2": ("entropy bonus 1e-2", "#9e9ac8"),
+    "entropy-1e-1": ("entropy bonus 0.1", "#6a51a3"),
+}
+CORRECTIONS = {  # of GRPO on stale responses: its colour
+    "none": "#d95f02", "clip": "#66a61e", "tis": "#e6ab02", "seq_tis": "#7570b3", "seq_mis": "#a6761d",
+    "dppo": "#e7298a",
+}  # fmt: skip
+
+
+def row_name(label: str) -> tuple[str, str | None, str]:
+    """A row's name in words, its colour (None: not fixed) and the style of its line.
+
+    >>> row_name("results/table1/dpo-inf"), row_name("qwen-dpo-10"), row_name("100-seq_tis")
+    (('offline', '#b2182b', '-'), ('Qwen, s = 10', '#74add1', '--'), ('s = 100, seq_tis', '#7570b3', '-'))
+    """
+    label = label.rpartition("/")[2]
+    if label in ROWS:
+        return (*ROWS[label], "-")
+    first, _, rest = label.partition("-")
+    if first == "qwen" and rest in ROWS:
+        return f"Qwen, {ROWS[rest][0]}", ROWS[rest][1], "--"
+    if rest in CORRECTIONS:
+        return f"s = {first}, {rest}", CORRECTIONS[rest], "-" if first == "100" else "--"
+    if first == "good":  # good-42-inf: tables/dose.sh
+        share, _, s = rest.partition("-")
+        return f"{share} % good, {ROWS[f'dpo-{s}'][0]}", ROWS[f"dpo-{s}"][1], "-"
+    return label, None, "-"
+
+
+def load_pyplot() -> ModuleType:
+    """matplotlib.pyplot, for files only: no screen is needed. It is slow to import, so not on top."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    return plt
+
+
+def save(figure, out: Path) -> None:
+    """At twice the pixels of a page's width, so that text of 11 points stays readable on a page."""
+    figure.savefig(out, dpi=140)
+    load_pyplot().close(figure)
+
+
+def panel_grid(plt: ModuleType, count: int, height: float = 3.2):
+    """A figure of `count` panels in rows of three: (figure, list of axes)."""
+    across = min(count, 3)
+    down = math.ceil(count / across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(4.2 * across, height * down + 0.5), layout="constrained", squeeze=False
+    )
+    flat = [axis for row in axes for axis in row]
+    for axis in flat[count:]:
+        axis.set_visible(False)
+    for axis in flat:
+        axis.grid(alpha=0.25)
+    return figure, flat[:count]
+
+
+def one_legend(figure, axis) -> None:
+    """One legend for all panels, above them."""
+    lines, names = axis.get_legend_handles_labels()
+    if names:
+        figure.legend(lines, names, loc="outside upper center", ncols=min(len(names), 5), frameon=False)
+
+
+# --- Curves ---
+
+
+def smoothed(metrics: list[dict], key: str, width: int) -> list[tuple[float, float]]:
+    """The points (step, value) of a metric: the middle of each block of `width` steps, and its mean there.
+
+    The middle is the same in every run, whichever steps have a value; a block without any has no point.
+    """
+    points = []
+    for start in range(0, len(metrics), width):
+        block = metrics[start : start + width]
+        values = [row[key] for row in block if row[key] is not None]
+        if values:
+            points.append(((block[0]["step"] + block[-1]["step"]) / 2, fmean(values)))
+    return points
+
+
+def plot_curves(rows: dict[str, list[list[dict]]], panels: list[str], smooth: int, out: Path) -> None:
+    """Draw metrics of several rows, {label: [metrics of each run]}, against the step.
+
+    A row's line is the mean over its runs, in a band from the lowest to the highest. Staleness is never
+    smoothed: its saw-tooth is what it shows.
+    """
+    plt = load_pyplot()
+    figure, axes = panel_grid(plt, len(panels))
+    for axis, key in zip(axes, panels, strict=True):
+        width = 1 if key == "staleness" else smooth
+        for label, runs in rows.items():
+            name, colour, style = row_name(label)
+            values = {}  # step: its value in each run
+            for metrics in runs:
+                for step, value in smoothed(metrics, key, width):
+                    values.setdefault(step, []).append(value)
+            steps = sorted(values)
+            few = len(steps) < len(runs[0]) / width  # measured at some steps only: show where
+            means = [fmean(values[step]) for step in steps]
+            (line,) = axis.plot(
+                steps, means, style, label=name, color=colour, linewidth=1.4, marker="." if few else None
+            )
+            if len(runs) > 1:
+                low, high = ([pick(values[step]) for step in steps] for pick in (min, max))
+                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.set(title=TITLES.get(key, key), xlabel="step")
+        axis.title.set_fontsize(11)
+        if key in LOGARITHMIC:
+            axis.set_yscale("log")
+    one_legend(figure, axes[0])
+    save(figure, out)
+
+
+# --- Accuracies ---
+
+
+def plot_table(table: dict[str, dict[int, Estimate]], step: int, beside: str | None, out: Path) -> None:
+    """Draw the accuracies at one step, {label: {step: estimate}}; the seed model's at 0.
+
+    beside: the name of the paper's table to draw beside them, or None.
+    """
+    plt = load_pyplot()
+    columns = paper.COLUMNS.get(beside, ())
+    figure, axes = panel_grid(plt, 1 + len(columns), height=3.6)
+    names = [row_name(label) for label in table]
+    for x, (row, (_, colour, _)) in enumerate(zip(table.values(), names, strict=True)):
+        estimate = row.get(step) or row[0]
+        error = None if estimate.half is None else 100 * estimate.half
+        axes[0].errorbar(x, 100 * estimate.mean, yerr=error, fmt="o", color=colour, capsize=4)
+    axes[0].set_title(f"here, step {step}: 95 % intervals", fontsize=11)
+    for axis, column in zip(axes[1:], range(len(columns)), strict=True):
+        for x, (label, (_, colour, _)) in enumerate(zip(table, names, strict=True)):
+            if label in paper.ROWS[beside]:
+                center, error = paper.ROWS[beside][label][column]
+                axis.errorbar(x, center, yerr=error, fmt="s", color=colour, capsize=4)
+        axis.set_title(f"paper, {columns[column]}", fontsize=11)
+    for axis in axes:
+        axis.set_xticks(range(len(names)), [name for name, _, _ in names], rotation=35, ha="right")
+        axis.set_xlim(-0.5, len(names) - 0.5)
+        axis.set_ylabel("accuracy (%)")
+    save(figure, out)
+
+
+def plot_costs(rows: dict[str, list[dict]], costs: dict[str, str], out: Path) -> None:
+    """Draw accuracy against what it cost: {label: [{cost: number, "accuracy": Estimate}, ...]} by step.
+
+    costs: {cost: what its axis says}; a row without one is left out of that panel.
+    """
+    plt = load_pyplot()
+    figure, axes = panel_grid(plt, len(costs))
+    for axis, (cost, title) in zip(axes, costs.items(), strict=True):
+        for label, points in rows.items():
+            name, colour, style = row_name(label)
+            points = [point for point in points if point.get(cost)]
+            if not points:
+                continue
+            x, estimates = [point[cost] for point in points], [point["accuracy"] for point in points]
+            means = [100 * estimate.mean for estimate in estimates]
+            axis.plot(x, means, style, marker="o", markersize=4, color=colour, label=name)
+            if estimates[0].half is not None:
+                low, high = (
+                    [100 * pick(e) for e in estimates] for pick in (lambda e: e.low, lambda e: e.high)
+                )
+                axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.set(xlabel=title, ylabel="accuracy (%)", xscale="log")
+    one_legend(figure, axes[0])
+    save(figure, out)
