@@ -69,9 +69,9 @@ def start_server(flags: str, context: int) -> tuple[subprocess.Popen, str]:
     return process, url
 
 
-def run_once(folder: Path, flags: str, pinned: bool) -> dict[str, float]:
+def run_once(folder: Path, flags: str, pinned: bool, script: str = "train_grpo.py") -> dict[str, float]:
     """A run's seconds a step, and of them those of each phase."""
-    command = [sys.executable, "train_grpo.py", "--run-dir", str(folder), "--ahead", "100", *flags.split()]
+    command = [sys.executable, script, "--run-dir", str(folder), "--ahead", "100", *flags.split()]
     threads = "1" if pinned else "2"
     env = {**os.environ, "OMP_NUM_THREADS": threads}
     subprocess.run(

@@ -18,6 +18,7 @@ name=${AT}controls out=results/${AT}controls table1=results/${AT}table1
   for seed in $SEEDS; do
     echo "$name/nll/$seed train_dpo.py --sync-every inf --nll-coef 1 --seed $seed $LONG $DPO"
   done
-} | WHEN=$EARLY EVALUATE="${EVALUATE:-} --greedy True" bash tables/run.sh
+} | bash tables/run.sh
 .venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/"{ref-1,ref-100,nll} "$table1/dpo-"{100,10} \
-  --smooth 10 --panels policy_entropy kl_ref margin chosen_logp --out "$out/curves.png" --table "$out/table.md"
+  --smooth 10 --panels policy_entropy kl_ref margin chosen_logp --out "$out/curves.png" \
+  --table "$out/table.md" --compare {ref-1,ref-100,nll}:dpo-inf dpo-100:ref-100

@@ -4,7 +4,7 @@
         --out results/efficiency/costs.png
 
 Beside the figure: .md, the cost of reaching some accuracies, and .json, its numbers for each seed. With
---seconds, a file of bench/step_seconds.sh, there is a panel of time, too.
+--seconds, a file of bench/step_seconds.py, there is a panel of time, too.
 """
 
 import json
@@ -37,7 +37,9 @@ LEVELS = (0.4, 0.6, 0.8)  # accuracies whose cost is named
 class Config:
     runs: list[str] = HfArg(help="Rows, as for tables/report.py, evaluated at several steps.")
     out: OutFile = HfArg(help="The figure; beside it .md and .json.")
-    seconds: str | None = HfArg(default=None, help="A JSON file {row: {seconds: a step, apart: a step}}.")
+    seconds: str | None = HfArg(
+        default=None, help="A JSON file {row: {seconds: of a step, apart: of a step}}; not there: no panel."
+    )
 
 
 def costs_at(run: Run, step: int, a_step: dict[str, float]) -> dict[str, float]:
@@ -52,7 +54,7 @@ def costs_at(run: Run, step: int, a_step: dict[str, float]) -> dict[str, float]:
     learned = sum(row["learned_tokens"] for row in done)
     of_reference = sum(row["learned_tokens"] for row in done if row["step"] % every != 0)
     compute = generated + 3 * learned + of_reference
-    times = {kind: step * seconds for kind, seconds in a_step.items()}
+    times = {kind: step * a_step[kind] for kind in SECONDS if kind in a_step}
     return {"generated": generated, "learned": learned, "compute": compute, **times}
 
 
@@ -121,7 +123,8 @@ def main(args: list[str] | None = None) -> None:
                 raise ValueError(f"--runs {label}: needs runs with metrics that were evaluated")
             if any("learned_tokens" not in run.metrics[0] for run in runs):
                 raise ValueError(f"--runs {label}: its metrics have no learned_tokens; older code made them")
-        seconds = json.loads(Path(config.seconds).read_text(encoding="utf-8")) if config.seconds else {}
+        timed = config.seconds and Path(config.seconds).exists()
+        seconds = json.loads(Path(config.seconds).read_text(encoding="utf-8")) if timed else {}
         write_costs(rows, seconds, Path(config.out))
 
 

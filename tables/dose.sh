@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Not in the paper: how much does offline DPO lose, by the share of good answers that the seed model gives?
-# Seed models by tiny/make.py; the lowest dose is tiny/llama, whose runs are those of table1.sh.
+# Not in the paper: what offline DPO loses, by the share of good answers that the seed model gives. The lowest
+# dose is tiny/llama, whose runs are those of table1.sh (run that first); tiny/make.py teaches the others.
 #   bash tables/dose.sh        (laptop only)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh laptop
-for good in 10 42 25; do
-  [ -d "models/good-$good" ] || .venv/bin/python tiny/make.py --only good --good "0.$good" --out "models/good-$good"
+for good in 42 10; do
+  [ -n "${DRAW:-}" ] || [ -d "models/good-$good" ] ||
+    .venv/bin/python tiny/make.py --only good --good "0.$good" --out "models/good-$good"
 done
-for good in 10 42 25; do
+for good in 42 10; do
   model=models/good-$good
   echo "dose/seed-$good evaluate.py --model $model"
   for s in inf 10; do
@@ -16,4 +17,5 @@ for good in 10 42 25; do
       echo "dose/good-$good-$s/$seed train_dpo.py --model $model --sync-every $s --seed $seed $SHORT $DPO"
     done
   done
-done | WHEN=100 bash tables/run.sh
+done | bash tables/run.sh
+.venv/bin/python tables/dose.py --out results/dose/table.md

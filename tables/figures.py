@@ -67,8 +67,8 @@ CORRECTIONS = {  # of GRPO on stale responses: its colour
 def row_name(label: str) -> tuple[str, str | None, str]:
     """A row's name in words, its colour (None: not fixed) and the style of its line.
 
-    >>> row_name("results/table1/dpo-inf"), row_name("qwen-dpo-10"), row_name("100-seq_tis")
-    (('offline', '#b2182b', '-'), ('Qwen, s = 10', '#74add1', '--'), ('s = 100, seq_tis', '#7570b3', '-'))
+    >>> row_name("results/table1/dpo-inf"), row_name("qwen-dpo-10"), row_name("inf-seq_tis")
+    (('offline', '#b2182b', '-'), ('Qwen, s = 10', '#74add1', '--'), ('offline, seq_tis', '#7570b3', '-'))
     """
     label = label.rpartition("/")[2]
     if label in ROWS:
@@ -77,7 +77,7 @@ def row_name(label: str) -> tuple[str, str | None, str]:
     if first == "qwen" and rest in ROWS:
         return f"Qwen, {ROWS[rest][0]}", ROWS[rest][1], "--"
     if rest in CORRECTIONS:
-        return f"s = {first}, {rest}", CORRECTIONS[rest], "-" if first == "100" else "--"
+        return f"{ROWS[f'dpo-{first}'][0]}, {rest}", CORRECTIONS[rest], "-" if first == "inf" else "--"
     if first == "good":  # good-42-inf: tables/dose.sh
         share, _, s = rest.partition("-")
         return f"{share} % good, {ROWS[f'dpo-{s}'][0]}", ROWS[f"dpo-{s}"][1], "-"

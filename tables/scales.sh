@@ -3,7 +3,7 @@
 # not been run.
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
-    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 EARLY="25 50 75 100 150 200"
+    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 150 200"
     DPO="--lr 5e-5" GRPO="--lr 2e-4" # chosen by tables/sweep.sh
     export N=${N:-8}
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
@@ -14,7 +14,8 @@ case "${1:-laptop}" in
     ;;
   gpu) # one GPU: a real model on sums of one-digit numbers, six runs side by side. Both are made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
-    AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct LONG=100 SHORT=100 EARLY="25 50 75 100"
+    AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct
+    LONG=100 SHORT=100 SAVE=25 EARLY="25 50 75 100"
     MATH_DPO="--data models/one_digit.jsonl@train --lr 1e-5 --engine-memory 0.08"
     DPO="--model $MODEL $MATH_DPO" GRPO=$DPO
     export DATA=models/one_digit.jsonl@test JOBS=6 OMP_NUM_THREADS=2 EVALUATE="--engine-memory 0.08"
@@ -25,7 +26,8 @@ case "${1:-laptop}" in
     BOTH_DPO="$BOTH_DPO --lr 1e-6 --beta 0.01 --max-new-tokens math=64,chat=512"
     ;;
   paper) # a node of eight large GPUs: the paper's Table 4
-    AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct LONG=1000 SHORT=500 EARLY="125 250 500 750 1000"
+    AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct
+    LONG=1000 SHORT=500 SAVE=125 EARLY="125 250 500 750 1000"
     FAMILY=Qwen/Qwen2.5-7B-Instruct
     AS_PAPER="--system-block False --strict-paper-grading True"
     COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1 $AS_PAPER"
@@ -46,9 +48,9 @@ case "${1:-laptop}" in
     exit 2
     ;;
 esac
-SEEDS=${SEEDS:-0 1 2 3 4} # training seeds, which may be given from outside: SEEDS="0 1 2" bash tables/table1.sh
+SEEDS=${SEEDS:-0 1 2 3 4} # training seeds, or those given: SEEDS="0 1 2" bash tables/table1.sh
 # LONG is the steps of a table's run, which is evaluated at SHORT, too; a figure's run takes SHORT steps. With
 # WHEN=$EARLY a run is evaluated on its way, too.
-LAST=$LONG SAVE=${EARLY%% *} WHEN="$SHORT $LONG"
+LAST=$LONG WHEN="$SHORT $LONG"
 LONG="--steps $LONG --save-every $SAVE" UNTIL="--until $SHORT" SHORT="--steps $SHORT --save-every $SAVE"
 export REWARD_MODEL WHEN

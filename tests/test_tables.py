@@ -17,12 +17,12 @@ import evaluate
 import train_dpo
 import train_grpo
 from metrics import GLOSSARY
-from tables import archive, paper, report
+from tables import archive, costs, dose, paper, report
 
 ROOT = Path(train_dpo.__file__).parent
 PROGRAMS = {
     "train_dpo.py": train_dpo, "train_grpo.py": train_grpo, "evaluate.py": evaluate,
-    "tables/report.py": report,
+    "tables/report.py": report, "tables/costs.py": costs, "tables/dose.py": dose,
 }  # fmt: skip
 TABLES = sorted({path.name for path in (ROOT / "tables").glob("*.sh")} - {"run.sh", "scales.sh"})
 DRAWN_ONLY = {"dial.sh", "figure3.sh", "figure7.sh", "figure9.sh"}  # from the runs of other scripts
@@ -38,7 +38,8 @@ def write_program(path, *lines):
 
 def bash(folder, *args, lines="", **settings):
     """Run a script with lines on its standard input, and of run.sh's settings these alone."""
-    ours = {"DRAW", "JOBS", "OMP_NUM_THREADS", "RANKS", "DATA", "N", "CHAT", "REWARD_MODEL"}
+    ours = {"DRAW", "JOBS", "OMP_NUM_THREADS", "RANKS", "DATA", "N", "CHAT", "REWARD_MODEL", "SEEDS"}
+    ours |= {"WHEN", "EVALUATE"}
     environment = {name: value for name, value in os.environ.items() if name not in ours} | settings
     return subprocess.run(
         ["bash", *args], cwd=folder, env=environment, input=lines, capture_output=True, text=True, timeout=60
@@ -106,7 +107,8 @@ def test_runs_have_flags_names_and_seeds_of_their_own(plans, table, scale):
         seeds.setdefault(row, []).append(config.seed)
     # A choice is made on a training seed that no table uses; two scripts show that one run works.
     one = {"sweep.sh": [100], "sweep_chat.sh": [100], "smollm2.sh": [0], "wildchat.sh": [0]}
-    expected = one.get(table, [0, 1, 2])
+    one["stale_grpo.sh"] = [0, 1, 2]  # cheaper: it trains on all responses
+    expected = one.get(table, [0, 1, 2, 3, 4])
     assert {row: found for row, found in seeds.items() if found != expected} == {}
     assert len({name for _, name, _, _ in runs}) == len(runs) and (runs == []) == (table in DRAWN_ONLY)
 
@@ -141,8 +143,14 @@ def test_what_is_drawn_was_made(plans, table, scale):
     grpo-16 in table5.sh; no $UNTIL in figure6.sh; no line for the seed model in table1.sh.
     """
     _, commands = plans[scale][table]
-    (config,) = (parse(*command) for command in commands if command[0] == "tables/report.py")
     made = rows_made(plans[scale])
+    if table == "dose.sh":  # which has a script of its own, and the laptop's models alone
+        made |= rows_made(plans["laptop"])
+        assert {row for rows in dose.DOSES.values() for row in rows} <= made.keys()
+        return
+    for other in (parse(*command) for command in commands if command[0] == "tables/costs.py"):
+        assert set(other.runs) <= made.keys()
+    (config,) = (parse(*command) for command in commands if command[0] == "tables/report.py")
     assert set(config.runs) <= made.keys()
     trained = [made[row] for row in config.runs if made[row][0] != "evaluate.py"]
     programs, steps, evaluated = (set(column) for column in zip(*trained, strict=True))
@@ -152,7 +160,7 @@ def test_what_is_drawn_was_made(plans, table, scale):
     assert evaluated == {True} or not config.table
     assert len(steps) == 1 or config.until == min(steps)
     if config.paper:
-        assert {Path(row).name for row in config.runs} == paper.ROWS[config.paper].keys()
+        assert {Path(row).name for row in config.runs} >= paper.ROWS[config.paper].keys()
 
 
 def test_another_scale_is_refused(printing):
@@ -219,9 +227,17 @@ def repository(tmp_path):
     write_program(
         tmp_path / ".venv" / "bin" / "python",
         f'[ "$1" != tables/archive.py ] || exec {sys.executable} "$@"',
-        """printf '{"made_by": "%s"}\\n' "$*" >"${!#}" """,
-        """[[ "$*" != *--answers* ]] || echo '{"id": "q", "reward": 1}' >"${!#%.chat.json}.answers.jsonl" """,
-        """[[ "$*" != *--truth* ]] || echo '{"id": "q", "reward": 1, "true_reward": 0.5}' >"${!#}" """,
+        """out="${!#}" all="$*" """,
+        """[[ "$all" != *--truth* ]] || {""",
+        """  echo '{"id": "q", "reward": 1, "true_reward": 0.5}' >"$out"; exit; }""",
+        # evaluate.py --model MODEL ... --data: a file for each model, whose name stands for {}
+        """models="${all#*--model }" """,
+        """for model in ${models%% --*}; do""",
+        """  file="${out//\\{\\}/${model##*/}}" """,
+        """  printf '{"made_by": "%s"}\\n' "$all" >"$file" """,
+        """  [[ "$all" != *--answers* ]] ||""",
+        """    echo '{"id": "q", "reward": 1}' >"${file%.chat.json}.answers.jsonl" """,
+        "done",
     )
     return tmp_path
 
@@ -242,7 +258,9 @@ def test_a_run_is_made_evaluated_and_kept_once(repository):
     assert (run.name, run.command) == ("first", "train_dpo.py --sync-every 10")
     assert (run.config, run.metrics, run.evaluations.keys()) == ({}, [], {"5", "10"})
     made_by = run.evaluations["5"]["made_by"]
-    assert "--model runs/mine/first/export/5 --data tiny@test --n 10 " in made_by
+    # one engine for both
+    models = " ".join(f"runs/mine/first/export/{step}" for step in ("10", "5"))
+    assert f"--model {models} --data tiny@test --n 10 " in made_by
 
     shutil.rmtree(repository / "runs")
     again = bash(repository, "tables/run.sh", lines=LINE)
@@ -271,6 +289,14 @@ def test_no_samples_no_evaluation(repository):
     assert run.evaluations == {}
 
 
+def test_only_some_steps_are_evaluated(repository):
+    """Hours of evaluations that no table shows, or a step that is taken for another's end. Breaks: no WHEN;
+    *"$(basename "$checkpoint")"* without the spaces."""
+    bash(repository, "tables/run.sh", lines=LINE, WHEN="10 15")
+    (run,) = results(repository)
+    assert run.evaluations.keys() == {"10"}
+
+
 def test_chat_is_evaluated_where_it_is_asked_for(repository):
     """Answers without their true reward, or a run that fails after its hours for want of a reward model.
     Breaks: drop `return 0`; drop the line of --truth; drop the check."""
@@ -281,7 +307,7 @@ def test_chat_is_evaluated_where_it_is_asked_for(repository):
     for step in ("5", "10"):
         assert "--data tiny@test --n 3 " in run.evaluations[step]["made_by"]
         asked = run.chat[step]["made_by"]
-        assert "--data chat=tiny@test --reward-model rm --n 1 --answers runs/mine/first/eval/" in asked
+        assert "--data chat=tiny@test --reward-model rm --n 1 --answers runs/mine/first/eval/{}." in asked
         assert run.answers[step] == [{"id": "q", "reward": 1.0, "true_reward": 0.5}]
 
 
