@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-name=${AT}families out=results/${AT}families table1=results/${AT}table1
+name=${AT}families out=results/${AT}families
 {
   echo "$name/qwen-seed evaluate.py --model $FAMILY"
   for seed in $SEEDS; do
@@ -15,6 +15,6 @@ name=${AT}families out=results/${AT}families table1=results/${AT}table1
     echo "$name/qwen-grpo/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $GRPO --model $FAMILY"
   done
 } | bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$table1/"{seed,dpo-inf,dpo-10,dpo-1,grpo} \
+.venv/bin/python tables/report.py --runs "$TABLE1/"{seed,dpo-inf,dpo-10,dpo-1,grpo} \
   "$out/"qwen-{seed,dpo-inf,dpo-10,dpo-1,grpo} --smooth 10 $UNTIL \
   --panels reward policy_entropy length --out "$out/curves.png" --table "$out/table.md"

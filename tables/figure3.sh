@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-.venv/bin/python tables/report.py --runs "results/${AT}table1/"{dpo-inf,dpo-100,dpo-10,dpo-1,grpo} \
+.venv/bin/python tables/report.py --runs "$TABLE1/"{dpo-inf,dpo-100,dpo-10,dpo-1,grpo} \
   --smooth 10 --panels entropy reward --out "results/${AT}figure3/curves.png"

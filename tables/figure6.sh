@@ -5,11 +5,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-name=${AT}figure6 table1=results/${AT}table1
+name=${AT}figure6
 for seed in $SEEDS; do
   for coef in 5e-4 1e-2 1e-1; do
     echo "$name/entropy-$coef/$seed train_dpo.py --sync-every 1 --entropy-coef $coef --seed $seed $SHORT $DPO"
   done
 done | N=0 bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$table1/dpo-1" "results/$name/"entropy-{5e-4,1e-2,1e-1} \
+.venv/bin/python tables/report.py --runs "$TABLE1/dpo-1" "results/$name/"entropy-{5e-4,1e-2,1e-1} \
   --smooth 10 $UNTIL --panels entropy reward length --out "results/$name/curves.png"

@@ -5,11 +5,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-name=${AT}figure8 table1=results/${AT}table1
+name=${AT}figure8
 for seed in $SEEDS; do
   group="train_dpo.py --sync-every 1 --pairing all --seed $seed $SHORT $DPO"
   echo "$name/group-dpo/$seed $group"
   echo "$name/group-dpo-grpo/$seed $group --grpo-coef 0.01"
 done | N=0 bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$table1/dpo-1" "results/$name/"{group-dpo,group-dpo-grpo} \
+.venv/bin/python tables/report.py --runs "$TABLE1/dpo-1" "results/$name/"{group-dpo,group-dpo-grpo} \
   --smooth 10 $UNTIL --panels reward entropy length --out "results/$name/curves.png"

@@ -29,7 +29,7 @@ export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 EVALUATE=${EVALUATE:-}
 # shellcheck disable=SC2086 # EVALUATE's words
-evaluate() { # a file to write without its ending, where {} is the last part of a checkpoint's path; checkpoints
+evaluate() { # a file without its ending, where {} is the last part of a checkpoint's path; checkpoints
   local out=$1
   shift
   python evaluate.py --model "$@" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$out.json" $EVALUATE

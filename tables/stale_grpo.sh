@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Not in the paper, which runs GRPO on-policy only: GRPO on stale responses, with each --correction. Fresh ones:
-# grpo of table1.sh (run that first). Until step 100 offline is the same run as s = 100.
+# Not in the paper, which runs GRPO on-policy only: GRPO on stale responses, with each --correction. On fresh
+# ones: grpo of table1.sh (run that first). Until step 100 offline is the same run as s = 100.
 #   bash tables/stale_grpo.sh [laptop|gpu|paper]
 set -euo pipefail
 cd "$(dirname "$0")/.."

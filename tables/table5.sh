@@ -11,6 +11,6 @@ for seed in $SEEDS; do
     echo "$name/grpo-$size/$seed train_grpo.py $flags"
   done
 done | bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$out/grpo-4" "results/${AT}table1/grpo" "$out/grpo-12" \
+.venv/bin/python tables/report.py --runs "$out/grpo-4" "$TABLE1/grpo" "$out/grpo-12" \
   --smooth 10 $UNTIL --panels reward entropy length pair_frac --out "$out/curves.png" \
   --table "$out/table.md" --paper table5
