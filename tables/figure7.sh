@@ -6,4 +6,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 .venv/bin/python tables/report.py --runs results/${AT}table3/{math,both} results/${AT}table2/dpo-1 \
-  --smooth 10 --panels entropy length reward --out "results/${AT}figure7/curves.png"
+  --names dpo-1=chat-only --smooth 10 --panels entropy length math_reward chat_reward \
+  --out "results/${AT}figure7/curves.png"

@@ -14,6 +14,8 @@ from tables.intervals import Estimate
 TITLES = {  # a metric: what its axis says
     "reward": "mean reward of the samples",
     "true_reward": "true reward of the samples",
+    "math_reward": "reward in mathematics",
+    "chat_reward": "reward in chat",
     "entropy": "sampler's entropy (nats a token)",
     "policy_entropy": "policy's entropy (nats a token)",
     "length": "response length (tokens)",
@@ -45,6 +47,7 @@ ROWS = {  # the folder of a row's runs: its name in figures and tables, and its 
     "grpo-4": ("GRPO, groups of 4", "#a6dba0"),
     "grpo-12": ("GRPO, groups of 12", "#00441b"),
     "math": ("mathematics only", "#2b3a8c"),
+    "chat-only": ("chat only", "#d6604d"),
     "both": ("both tasks", "#8856a7"),
     "chat-then-math": ("chat, then mathematics", "#c994c7"),
     "ref-1": ("offline, reference synced", "#8856a7"),
@@ -103,7 +106,7 @@ def save(figure, out: Path) -> None:
 
 def panel_grid(plt: ModuleType, count: int, height: float = 3.2):
     """A figure of `count` panels in rows of three: (figure, list of axes)."""
-    across = min(count, 3)
+    across = 2 if count == 4 else min(count, 3)
     down = math.ceil(count / across)
     figure, axes = plt.subplots(
         down, across, figsize=(4.2 * across, height * down + 0.5), layout="constrained", squeeze=False
@@ -158,6 +161,8 @@ def plot_curves(rows: dict[str, list[list[dict]]], panels: list[str], smooth: in
                     values.setdefault(step, []).append(value)
             steps = sorted(values)
             few = len(steps) < len(runs[0]) / width  # measured at some steps only: show where
+            if not steps:  # a run of the other task
+                continue
             means = [fmean(values[step]) for step in steps]
             (line,) = axis.plot(
                 steps, means, style, label=name, color=colour, linewidth=1.4, marker="." if few else None

@@ -28,7 +28,7 @@ ROWS: dict[str, dict[str, tuple[tuple[float, float | None], ...]]] = {
     },
     "table3": {
         "seed": ((47.4, None), (23.7, None), (20.9, None), (21.3, None)),
-        "dpo-1": ((35.0, None), (15.0, None), (83.1, None), (60.1, None)),  # chat only, as in table2
+        "chat-only": ((35.0, None), (15.0, None), (83.1, None), (60.1, None)),  # dpo-1 of table2
         "math": ((58.7, None), (32.9, None), (31.4, None), (34.8, None)),
         "both": ((50.2, None), (22.3, None), (71.0, None), (57.7, None)),
         "chat-then-math": ((53.4, None), (25.3, None), (82.2, None), (69.0, None)),

@@ -58,6 +58,9 @@ class Config:
     out: OutFile | None = HfArg(
         default=None, help="The figure. Default: curves.png in the first row's run directory."
     )
+    names: list[str] = HfArg(
+        default_factory=list, help="Other names for rows, as dpo-1=chat-only (tables/figures.py lists them)."
+    )
     panels: list[str] = HfArg(default_factory=lambda: PANELS, help="The metrics to draw, one a panel.")
     smooth: Count = HfArg(default=1, help="Draw each point as the mean of so many steps.")
     until: Count | None = HfArg(default=None, help="Leave out what comes after so many steps.")
@@ -462,6 +465,23 @@ def print_summaries(summaries: dict[str, dict]) -> None:
         print(f"{label:20} {row['steps']:5} {seed:>14} {trained:>14}   {seconds}")
 
 
+def with_task(run: Run) -> list[dict]:
+    """A run's metrics, where a run of one task has its `reward` under that task's name, too.
+
+    So runs of one task and of both can be drawn on one axis: math_reward is 0 to 1, chat_reward is not.
+    """
+    if not run.config or "flags" not in run.config or "math_reward" in run.metrics[0]:
+        return run.metrics
+    data = run.config["flags"].get("data", "tiny")
+    own = (
+        "chat"
+        if all(spec.startswith("chat=") for spec in ([data] if isinstance(data, str) else data))
+        else "math"
+    )
+    other = {"chat": "math", "math": "chat"}[own]
+    return [{**row, f"{own}_reward": row["reward"], f"{other}_reward": None} for row in run.metrics]
+
+
 def curves_of(rows: dict[str, list[Run]], config: Config) -> dict[str, list[list[dict]]]:
     """The metrics to draw: {label: [metrics of each run]}. ValueError in one line if a run lacks a panel."""
     curves = {}
@@ -471,17 +491,19 @@ def curves_of(rows: dict[str, list[Run]], config: Config) -> dict[str, list[list
                 continue
             if not run.metrics:
                 raise ValueError(f"--runs {run.name}: a run without a single step in its metrics.jsonl")
-            missing = set(config.panels) - set(run.metrics[0])
+            metrics = with_task(run)
+            missing = set(config.panels) - set(metrics[0])
             if missing:
                 raise ValueError(f"--panels {' '.join(missing)}: not a metric of {label} (README lists them)")
-            curves.setdefault(label, []).append(run.metrics[: config.until])
+            curves.setdefault(label, []).append(metrics[: config.until])
     return curves
 
 
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
-        names = [Path(row).name for row in config.runs]
+        other = dict(name.split("=", 1) for name in config.names)
+        names = [other.get(Path(row).name, Path(row).name) for row in config.runs]
         labels = names if len(set(names)) == len(names) else config.runs
         paths = dict(zip(labels, map(Path, config.runs), strict=True))
         rows = {label: read_row(path) for label, path in paths.items()}

@@ -48,7 +48,7 @@ case "${1:-laptop}" in
     exit 2
     ;;
 esac
-# The rows of Table 1 that a figure's stand beside. At laptop size they are still runs of the earlier model, as
+# The rows of Table 1 that a figure stands beside. At laptop size they are still runs of the earlier model, as
 # the figures' own are (results/README.md); a figure that is made again takes results/table1.
 TABLE1=results/${AT}table1
 [ -n "$AT" ] || TABLE1=results/earlier

@@ -14,5 +14,6 @@ for seed in $SEEDS; do
   echo "$name/chat-then-math/$seed train_dpo.py --sync-every 1 --seed $seed $LONG --model $chat $MATH_DPO"
 done | bash tables/run.sh
 .venv/bin/python tables/report.py --runs results/${AT}table2/{seed,dpo-1} "$out/"{math,both,chat-then-math} \
-  --smooth 10 --panels reward length entropy --out "$out/curves.png" \
+  --names dpo-1=chat-only --smooth 10 --panels math_reward chat_reward length entropy \
+  --out "$out/curves.png" \
   --chat-table "$out/table.md" --chat-step "$LAST" --paper table3

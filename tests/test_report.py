@@ -165,6 +165,28 @@ def test_an_archive_gives_the_same_table_as_the_run_directories(table1, keep, tm
     assert (kept / "curves.png").read_bytes() == (table1 / "curves.png").read_bytes()
 
 
+def test_rewards_of_one_task_and_of_both_are_drawn_apart(tmp_path):
+    """A reward of 0 to 1 and one of 5 to 7 on one axis. Breaks: `reward` under the other task's name; all()
+    for any of a run's data."""
+    row = {"step": 0, "reward": 0.5}
+    both = {**row, "math_reward": 0.2, "chat_reward": 0.8}
+    for data, metrics, expected in (
+        ("tiny", row, (0.5, None)),
+        (["math=tiny:1"], row, (0.5, None)),
+        ("chat=tiny", row, (None, 0.5)),
+        (["math=tiny", "chat=tiny"], both, (0.2, 0.8)),
+    ):
+        run = archive.Run("a", "", {"flags": {"data": data}}, [metrics])
+        (found,) = report.with_task(run)
+        assert (found["math_reward"], found["chat_reward"]) == expected
+
+
+def test_a_row_under_another_name(table1):
+    """Two tables' rows of one folder name that cannot be told apart. Break: no other.get."""
+    _, _, _, dpo, *_ = make_table(table1, "--names", "dpo-1=chat-only")
+    assert dpo.startswith("| chat only |")
+
+
 def test_what_comes_after_until_is_left_out(table1):
     """Runs of 100 steps drawn beside runs of 200. Break: leave `until` out of write_table."""
     head, _, _, dpo, *_ = make_table(table1, "--until", "100")

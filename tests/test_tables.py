@@ -157,11 +157,14 @@ def test_what_is_drawn_was_made(plans, table, scale):
     programs, steps, evaluated = (set(column) for column in zip(*trained, strict=True))
     embedded = "chat=tiny" in json.dumps(plans[scale][table])  # whose true reward tiny/chat.py adds
     known = {"true_reward"} if embedded else set()
+    known |= {"math_reward", "chat_reward"}  # of a run of one task, too: report.with_task
     assert set(config.panels) <= known | set.intersection(*(metrics_of(program) for program in programs))
     assert evaluated == {True} or not config.table
     assert len(steps) == 1 or config.until == min(steps)
     if config.paper:
-        assert {Path(row).name for row in config.runs} >= paper.ROWS[config.paper].keys()
+        other = dict(name.split("=") for name in config.names)
+        rows = {other.get(Path(row).name, Path(row).name) for row in config.runs}
+        assert rows >= paper.ROWS[config.paper].keys()
 
 
 def test_another_scale_is_refused(printing):
