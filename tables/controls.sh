@@ -8,17 +8,21 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 name=${AT}controls out=results/${AT}controls table1=results/${AT}table1
+[ -z "${DRAW:-}" ] || [ -e "$out/runs.jsonl.gz" ] || { echo "controls.sh: not run yet" && exit; }
 {
   for seed in $SEEDS; do
-    echo "$name/ref-1/$seed train_dpo.py --sync-every inf --sync-ref-every 1 --seed $seed $LONG $DPO"
+    echo "$name/ref-1/$seed train_dpo.py --sync-every inf --sync-ref-every 1 --seed $seed $SHORT $DPO"
   done
   for seed in $SEEDS; do
     echo "$name/ref-100/$seed train_dpo.py --sync-every inf --sync-ref-every 100 --seed $seed $LONG $DPO"
   done
   for seed in $SEEDS; do
-    echo "$name/nll/$seed train_dpo.py --sync-every inf --nll-coef 1 --seed $seed $LONG $DPO"
+    echo "$name/nll/$seed train_dpo.py --sync-every inf --nll-coef 1 --seed $seed $SHORT $DPO"
   done
 } | bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/"{ref-1,ref-100,nll} "$table1/dpo-"{100,10} \
+.venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/"{ref-1,nll} "$table1/dpo-10" $UNTIL \
   --smooth 10 --panels policy_entropy kl_ref margin chosen_logp --out "$out/curves.png" \
-  --table "$out/table.md" --compare {ref-1,ref-100,nll}:dpo-inf dpo-100:ref-100
+  --table "$out/table.md" --compare {ref-1,nll}:dpo-inf
+.venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/ref-100" "$table1/dpo-100" --smooth 10 \
+  --panels policy_entropy kl_ref margin chosen_logp --out "$out/reset.png" \
+  --table "$out/reset.md" --compare ref-100:dpo-inf dpo-100:ref-100

@@ -36,6 +36,10 @@ TITLES = {  # a metric: what its axis says
 }
 LOGARITHMIC = {"logp_gap", "kl_ref", "ratio_max"}
 
+CORRECTIONS = {  # of GRPO on stale responses: its colour
+    "none": "#d95f02", "clip": "#66a61e", "tis": "#e6ab02", "seq_tis": "#7570b3", "seq_mis": "#a6761d",
+    "dppo": "#e7298a",
+}  # fmt: skip
 ROWS = {  # the folder of a row's runs: its name in figures and tables, and its colour
     "seed": ("seed model", "#777777"),
     "dpo-inf": ("offline", "#b2182b"),
@@ -57,14 +61,13 @@ ROWS = {  # the folder of a row's runs: its name in figures and tables, and its 
     "fixed-reference": ("online, reference fixed", "#8856a7"),
     "group-dpo": ("online, GroupDPO", "#8856a7"),
     "group-dpo-grpo": ("online, GroupDPO + GRPO", "#c994c7"),
+    "none": ("s = 10, no correction", CORRECTIONS["none"]),
+    "clip": ("s = 10, clip", CORRECTIONS["clip"]),
+    "tis": ("s = 10, tis", CORRECTIONS["tis"]),
     "entropy-5e-4": ("entropy bonus 5e-4", "#bcbddc"),
     "entropy-1e-2": ("entropy bonus 1e-2", "#9e9ac8"),
     "entropy-1e-1": ("entropy bonus 0.1", "#6a51a3"),
 }
-CORRECTIONS = {  # of GRPO on stale responses: its colour
-    "none": "#d95f02", "clip": "#66a61e", "tis": "#e6ab02", "seq_tis": "#7570b3", "seq_mis": "#a6761d",
-    "dppo": "#e7298a",
-}  # fmt: skip
 
 
 def row_name(label: str) -> tuple[str, str | None, str]:

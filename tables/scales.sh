@@ -3,7 +3,7 @@
 # not been run.
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
-    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 150 200"
+    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 200"
     DPO="--lr 5e-5" GRPO="--lr 2e-4" # chosen by tables/sweep.sh
     export N=${N:-8}
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO

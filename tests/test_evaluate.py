@@ -1,6 +1,7 @@
 """Accuracy and its errors, and a report made from a run."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +28,41 @@ def test_summary_by_hand():
     assert (summary["pass_at_n"], summary["problems"], summary["n"]) == (1.0, 2, 3)
 
 
+def test_pass_at_k_is_the_mean_over_all_draws_of_k():
+    """The biased 1 - (1 - share) ** k. Break: that in it. By hand: all ways to draw k."""
+    right, n = [0, 1, 3, 5], 5
+    for k in (1, 2, 3, 5):
+        draws = [
+            [any(i < count for i in drawn) for drawn in itertools.combinations(range(n), k)]
+            for count in right
+        ]
+        expected = statistics.fmean(statistics.fmean(problem) for problem in draws)
+        assert evaluate.pass_at_k(right, n, k) == pytest.approx(expected)
+    summary = evaluate.summarize([[1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0]])
+    assert summary["right"] == [1, 3] and summary["pass_at_k"].keys() == {"2", "4"}
+    assert summary["pass_at_k"]["2"] == pytest.approx(evaluate.pass_at_k([1, 3], 5, 2))
+
+
+def test_majority_by_hand():
+    """The commonest text for the commonest answer, or a vote of those who box nothing.
+
+    Breaks: the whole text as the key; no `if answer`; the last of equals (reversed). Answers are equal as
+    meant: 0.5 boxed after other words, `12 345` and `12,345`.
+    """
+    texts = [
+        [r"So \boxed{7}", r"I think $\boxed{8}$", r"It is \boxed{7}."],  # 7 twice, right
+        ["nothing", "nothing", r"\boxed{3}"],  # one vote
+        [r"\boxed{4}", r"\boxed{5}", "none"],  # a draw: the first
+        ["none", "none", "none"],
+        [r"\boxed{1}", r"\boxed{12 345}", r"\boxed{12,345}"],
+    ]
+    scores = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0] * 3, [0.0, 1.0, 1.0]]
+    assert [evaluate.majority([row], [score]) for row, score in zip(texts, scores, strict=True)] == [
+        1, 1, 0, 0, 1,
+    ]  # fmt: skip
+    assert evaluate.majority(texts, scores) == pytest.approx(0.6)
+
+
 def test_one_sample_has_no_error():
     """A standard error of 0 from one run looks like certainty. Break: return 0.0."""
     assert evaluate.summarize([[1.0], [0.0]])["standard_error"] is None
@@ -37,8 +73,11 @@ def test_evaluate_a_checkpoint(tmp_path, capsys, checkpoints):
     out = tmp_path / "eval.json"
     evaluate.main(
         ["--model", "tiny/llama", "--data", "tiny@validation", "--n", "2", "--limit", "60", "--out", str(out)]
+        + ["--greedy", "True"]
     )
     result = json.loads(out.read_text())
+    assert len(result["right"]) == 60 and sum(result["right"]) == pytest.approx(120 * result["accuracy"])
+    assert 0 < result["greedy_accuracy"] < 0.95 and 0 < result["majority"] < 0.95
     assert (result["problems"], result["n"], result["model"]) == (60, 2, "tiny/llama")
     assert 0 < result["accuracy"] < 0.95 and result["grader_restarts"] == 0
     assert "accuracy" in capsys.readouterr().out

@@ -43,6 +43,15 @@ def as_tokens(groups):
     return [[(r.prompt_id, r.response_ids, r.finish_reason) for r in group] for group in groups]
 
 
+def test_a_top_p_of_almost_nothing_is_greedy(generator, prompts):
+    """A greedy answer that depends on the seed (evaluate.py --greedy). Break: 0.9 for 1e-6 in this test."""
+    one, other = (
+        as_tokens(generator.sample(prompts, 1, 1.0, 1e-6, 12, [seed + p for p in range(len(prompts))]))
+        for seed in (0, 1000)
+    )
+    assert one == other
+
+
 def test_sampling_repeats_with_its_seeds_and_not_otherwise(generator, prompts):
     """Samples of a group that are all the same, or that change from run to run.
 

@@ -107,7 +107,7 @@ def test_runs_have_flags_names_and_seeds_of_their_own(plans, table, scale):
         seeds.setdefault(row, []).append(config.seed)
     # A choice is made on a training seed that no table uses; two scripts show that one run works.
     one = {"sweep.sh": [100], "sweep_chat.sh": [100], "smollm2.sh": [0], "wildchat.sh": [0]}
-    one["stale_grpo.sh"] = [0, 1, 2]  # cheaper: it trains on all responses
+    one["corrections.sh"] = [0, 1, 2]  # cheaper: it trains on all responses
     expected = one.get(table, [0, 1, 2, 3, 4])
     assert {row: found for row, found in seeds.items() if found != expected} == {}
     assert len({name for _, name, _, _ in runs}) == len(runs) and (runs == []) == (table in DRAWN_ONLY)
@@ -150,12 +150,19 @@ def test_what_is_drawn_was_made(plans, table, scale):
         return
     for other in (parse(*command) for command in commands if command[0] == "tables/costs.py"):
         assert set(other.runs) <= made.keys()
-    (config,) = (parse(*command) for command in commands if command[0] == "tables/report.py")
+    reports = [parse(*command) for command in commands if command[0] == "tables/report.py"]
+    assert reports
+    for config in reports:
+        check_report(config, made, plans[scale][table])
+
+
+def check_report(config, made, plan):
+    """What one call of report.py draws, beside the rows that were made."""
     config.runs = [row.replace("results/earlier", "results/table1") for row in config.runs]
     assert set(config.runs) <= made.keys()
     trained = [made[row] for row in config.runs if made[row][0] != "evaluate.py"]
     programs, steps, evaluated = (set(column) for column in zip(*trained, strict=True))
-    embedded = "chat=tiny" in json.dumps(plans[scale][table])  # whose true reward tiny/chat.py adds
+    embedded = "chat=tiny" in json.dumps(plan)  # whose true reward tiny/chat.py adds
     known = {"true_reward"} if embedded else set()
     known |= {"math_reward", "chat_reward"}  # of a run of one task, too: report.with_task
     assert set(config.panels) <= known | set.intersection(*(metrics_of(program) for program in programs))
