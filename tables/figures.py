@@ -184,8 +184,8 @@ def plot_curves(rows: dict[str, list[list[dict]]], panels: list[str], smooth: in
 # --- Accuracies ---
 
 
-def plot_table(table: dict[str, dict[int, Estimate]], step: int, beside: str | None, out: Path) -> None:
-    """Draw the accuracies at one step, {label: {step: estimate}}; the seed model's at 0.
+def plot_table(table: dict[str, dict[int, Estimate]], beside: str | None, out: Path) -> None:
+    """Draw each row's accuracy at its last step, {label: {step: estimate}}.
 
     beside: the name of the paper's table to draw beside them, or None.
     """
@@ -194,10 +194,11 @@ def plot_table(table: dict[str, dict[int, Estimate]], step: int, beside: str | N
     figure, axes = panel_grid(plt, 1 + len(columns), height=3.6)
     names = [row_name(label) for label in table]
     for x, (row, (_, colour, _)) in enumerate(zip(table.values(), names, strict=True)):
-        estimate = row.get(step) or row[0]
+        estimate = row[max(row)]
         error = None if estimate.half is None else 100 * estimate.half
         axes[0].errorbar(x, 100 * estimate.mean, yerr=error, fmt="o", color=colour, capsize=4)
-    axes[0].set_title(f"here, step {step}: 95 % intervals", fontsize=11)
+    last = sorted({max(row) for row in table.values()} - {0})
+    axes[0].set_title(f"here, step {' or '.join(map(str, last))}: 95 % intervals", fontsize=11)
     for axis, column in zip(axes[1:], range(len(columns)), strict=True):
         for x, (label, (_, colour, _)) in enumerate(zip(table, names, strict=True)):
             if label in paper.ROWS[beside]:

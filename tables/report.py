@@ -162,15 +162,6 @@ def difference(a: dict[str, dict], b: dict[str, dict], names: str) -> Estimate:
     return over_seeds_and_problems([[x - y for x, y in zip(*pair, strict=True)] for pair in pairs])
 
 
-def last_in_common(table: dict[str, dict]) -> int:
-    """The last step at which every row was evaluated, but for the seed model, whose only step is 0."""
-    steps = [set(row) for row in table.values() if set(row) != {0}] or [{0}]
-    common = set.intersection(*steps)
-    if not common:
-        raise ValueError(f"--table: no step at which all rows were evaluated: {[*map(sorted, steps)]}")
-    return max(common)
-
-
 def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
     """A table as lines of Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
@@ -178,23 +169,25 @@ def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
     """The accuracies as lines of Markdown, in percent, beside one of the paper's tables."""
-    steps, last = sorted({step for row in found.values() for step in row}), last_in_common(found)
+    steps = sorted({step for row in found.values() for step in row})
     columns = paper.COLUMNS.get(beside, ())
-    more = {"majority": "majority", "greedy_accuracy": "greedy"}
-    known = [(label, row.get(last) or row[0]) for label, row in found.items() if row.get(last) or 0 in row]
-    n = known[0][1][next(iter(known[0][1]))]["n"]
+    last = {label: list(row[max(row)].values()) for label, row in found.items()}
+    n = next(iter(last.values()))[0]["n"]
     extra = {
         key: head
-        for key, head in {"pass_at_n": f"pass@{n}", **more}.items()
-        if all(key in evaluation for _, several in known for evaluation in several.values())
+        for key, head in {
+            "pass_at_n": f"pass@{n}",
+            "majority": "majority",
+            "greedy_accuracy": "greedy",
+        }.items()
+        if all(key in evaluation for several in last.values() for evaluation in several)
     }
     heads = ["row", "seeds", *(f"step {step}" for step in steps), *extra.values()]
     rows = []
     for label, row in found.items():
         cells = [row_name(label)[0], "/".join(map(str, sorted({len(several) for several in row.values()})))]
         cells += [shown(accuracy(row[step])) if step in row else "" for step in steps]
-        at_last = row.get(last) or row[min(row)]
-        cells += [shown(over_seeds([one[key] for one in at_last.values()])) for key in extra]
+        cells += [shown(over_seeds([one[key] for one in last[label]])) for key in extra]
         if beside:
             cells += [
                 f"{value} ({error})" if error else f"{value}"
@@ -203,7 +196,7 @@ def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
         rows.append(cells)
     note = "Accuracy in percent: mean over training seeds ± half its 95 % interval."
     if extra:
-        note += f" {', '.join(extra.values())}: at step {last}, of {n} samples a problem; intervals of seeds."
+        note += f" {', '.join(extra.values())}: at the row's last step, of {n} samples a problem."
     if beside:
         note += " The paper: one training seed; in brackets its standard error over 50 samples (see README)."
     return [*markdown(heads + [f"paper: {column}" for column in columns], rows), "", note]
@@ -297,7 +290,7 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
     estimates = {
         label: {step: accuracy(several) for step, several in row.items()} for label, row in found.items()
     }
-    plot_table(estimates, last_in_common(found), config.paper, out.with_suffix(".png"))
+    plot_table(estimates, config.paper, out.with_suffix(".png"))
 
 
 def save_table(lines: list[str], table: dict, out: Path) -> None:

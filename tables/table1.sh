@@ -13,7 +13,8 @@ name=${AT}table1 out=results/${AT}table1
     done
   done
   for seed in $SEEDS; do
-    echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $LONG $GRPO"
+    # It has levelled off by then, and its steps take twice the time.
+    echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $GRPO"
   done
 } | WHEN=$EARLY EVALUATE="${EVALUATE:-} --greedy True" bash tables/run.sh
 rows=("$out/"{dpo-inf,dpo-100,dpo-10,dpo-5,dpo-1,grpo})

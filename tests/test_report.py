@@ -193,14 +193,6 @@ def test_what_comes_after_until_is_left_out(table1):
     assert head == "| row | seeds | step 0 | step 100 |" and dpo == "| online | 3 |  | 40.0 ± 0.0 |"
 
 
-def test_the_figure_shows_one_step_of_all_rows():
-    """A row's last evaluation beside another row's earlier one. Break: max(set.union(*steps))."""
-    table = {"seed": {0: [0.2]}, "a": {100: [0.3]}, "b": {100: [0.4], 200: [0.5]}}
-    assert report.last_in_common(table) == 100
-    with pytest.raises(ValueError, match="no step at which all rows were evaluated"):
-        report.last_in_common({"a": {100: [0.3]}, "b": {200: [0.5]}})
-
-
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
