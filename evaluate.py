@@ -104,7 +104,7 @@ class Config:
         help="As in the train scripts. Default: of the run that made the checkpoint, or today's.",
     )
     engine_memory: Share | None = HfArg(
-        default=None, help="Share of the GPU that the engine may take. Default: 85 % of what is free."
+        default=None, help="Share of the GPU that the engine may take. Default: 0.85 of what is free."
     )
     seed: int = HfArg(default=0, help="Seed of the samples.")
     engine: Literal["vllm", "transformers"] = HfArg(

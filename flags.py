@@ -52,6 +52,13 @@ class Every(float):
         return super().__new__(cls, number(text, lambda v: v >= 1 and v % 1 == 0 or v == math.inf, meaning))
 
 
+class Threshold(float):
+    """A flag's type: a number from 0 up, or inf, which nothing passes."""
+
+    def __new__(cls, text: str | float):
+        return super().__new__(cls, number(text, lambda v: v >= 0, "a number from 0 up, or inf"))
+
+
 class Count(int):
     """A flag's type: a whole number from 1 up."""
 
@@ -244,6 +251,10 @@ class TrainFlags:
     sync_every: Every = HfArg(
         default=Every(1),
         help="The dial: steps between two copies of the policy's weights into the generator; or inf.",
+    )
+    sync_when: Threshold = HfArg(
+        default=Threshold("inf"),
+        help="Sync as well after a step whose drift (a metric, in nats a token) passes this; with --ahead 1.",
     )
     prove_every: Every = HfArg(
         default=Every(100),

@@ -71,6 +71,11 @@ def prepare(config: TrainFlags) -> torch.device:
         config.generator_url,
         config.generator_token_file,
     )
+    if config.sync_when < math.inf and config.ahead > 1:
+        raise ValueError(
+            f"--sync-when {config.sync_when:g}: needs --ahead 1; responses sampled ahead would be older "
+            "than the sync"
+        )
     config.attention = choose_attention(config.attention, device, config.dtype)
     if config.compile is None:
         config.compile = on_gpu
@@ -120,7 +125,7 @@ class Life:
         self.config, self.held_out, self.policy = config, held_out, policy
         self.scorer, self.generator = scorer, window.generator
         # Over all steps so far; a checkpoint keeps it.
-        self.counts = {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0}
+        self.counts = {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0, "drift": 0.0}
         self.checkpoints = Checkpoints(config, policy, optimizer, reference, window, scorer)
         self.start = 0
         with one_line_errors():
@@ -149,6 +154,11 @@ class Life:
         finally:
             self.stop.close()
 
+    @property
+    def drift(self) -> float:
+        """How far the policy was from the sampler at the last step that learned, in nats a token."""
+        return self.counts.get("drift", 0.0)  # a checkpoint of older code has none
+
     def note_sync(self) -> None:
         """Remember what the generator holds now: a checkpoint inside the window needs it."""
         self.checkpoints.note_sync()
@@ -166,6 +176,8 @@ class Life:
         """Write a step's metrics and those over all steps so far; show three of them in the progress bar."""
         self.counts["tokens"] += metrics["tokens"]
         self.counts["seconds"] += metrics["step_s"]
+        if metrics["drift"] is not None:
+            self.counts["drift"] = metrics["drift"]
         self.run.log({**metrics, **of_run(self.counts, self.scorer)})
         reward = metrics["reward"]  # None if all were dropped
         shown = {

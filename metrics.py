@@ -34,6 +34,10 @@ GLOSSARY = {  # one or more keys: their meaning
         "`rollouts/` keeps"
     ),
     "staleness": "`step` minus the step whose weights sampled the responses",
+    "drift": (
+        "mean \\|policy - sampler\\| log-prob of the response tokens learned from, in nats; at staleness 0 "
+        "only rounding. `--sync-when` bounds it"
+    ),
     "logp_gap": (
         "mean \\|trainer - generator\\| log-prob of the response tokens learned from; only at staleness 0, "
         "where both hold the same weights"
@@ -207,12 +211,15 @@ def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
 
 
 def of_staleness(step: int, rollouts: list, seen: Seen) -> dict:
-    """The age of the weights that sampled; at age 0, how far trainer and generator differ."""
+    """The age of the weights that sampled, and how far the policy is from them: at age 0 only by rounding."""
     staleness = step - rollouts[0].version  # the same for all: see generate.Window.take
-    signed = _flat(seen.gaps) if staleness == 0 else []
+    signed = _flat(seen.gaps)
+    drift = all_mean(map(abs, signed))
+    signed = signed if staleness == 0 else []
     gaps = sorted(map(abs, signed))
     return {
         "staleness": staleness,
+        "drift": drift,
         "logp_gap": all_mean(gaps),
         "logp_gap_p99": all_max(gaps[99 * len(gaps) // 100 :][:1]),
         "logp_gap_max": all_max(gaps[-1:]),

@@ -211,7 +211,8 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Sync: the dial. Copy the policy into the generator; sync() raises if the copy did not arrive ---
         with watch("sync_s"):
-            if step % config.sync_every == 0:  # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
+            # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
+            if step % config.sync_every == 0 or run.drift > config.sync_when:
                 gap = sync(policy, generator, step, config.prove_every)  # nats a token, on a fixed text
                 sync_gap = all_max([gap])
                 run.note_sync()  # a run resumed before the next sync gives the generator these weights back

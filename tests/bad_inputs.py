@@ -142,6 +142,8 @@ REFUSED = [  # script, flags, what the line must say
     (GRPO, "--clip-low 1.5", f"--clip-low: {SHARE} '1.5'"),
     (GRPO, "--clip-high 0", f"--clip-high: {POSITIVE} '0'"),
     (GRPO, "--tis-cap 0.5", "--tis-cap 0.5: a cap below 1"),
+    (DPO, "--sync-when 0.1", "--sync-when 0.1: needs --ahead 1"),
+    (DPO, "--sync-when -1", "--sync-when: takes a number from 0 up, or inf"),
     (GRPO, "--kl-coef -1", f"--kl-coef: {COEFFICIENT} '-1'"),
     (GRPO, "--normalize foo", "--normalize: invalid choice: 'foo'"),
     (GRPO, "--advantage-scale mean", "--advantage-scale: invalid choice: 'mean'"),

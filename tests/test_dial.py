@@ -70,6 +70,28 @@ def test_online_is_never_stale(trained, script):
 
 
 @either_script
+def test_drift_past_a_threshold_syncs(trained, script, tmp_path):
+    """A sync too many, too late, or none; or one that a resumed run has forgotten.
+
+    Breaks: `>` the other way; and for or; drift of the gradient's step (log after the sync's if); no "drift"
+    in Life.counts, which a resume then starts at 0. A threshold between the drifts of steps 1 and 2 asks for
+    a sync at step 3.
+    """
+    offline = ["--sync-every", "inf", "--ahead", "1"]
+    _, metrics = trained(script, *offline)
+    drift = [row["drift"] for row in metrics]
+    assert drift[0] < 1e-5 < drift[1] < drift[2]
+    when = ["--sync-when", str((drift[1] + drift[2]) / 2)]
+    _, found = trained(script, *offline, *when)
+    assert [row["staleness"] for row in found] == [0, 1, 2, 0, 1]
+    assert [row["drift"] for row in found][:3] == pytest.approx(drift[:3]) and found[3]["drift"] < 1e-5
+
+    train(script, tmp_path / "run", *offline, *when, "--steps", "3", "--save-every", "3")
+    resumed = train(script, tmp_path / "run", *offline, *when, "--save-every", "3", "--resume")
+    assert [row["staleness"] for row in resumed] == [0, 1, 2, 0, 1]
+
+
+@either_script
 def test_offline_touches_the_generator_before_the_first_step_only(script, tmp_path, monkeypatch):
     """inf that still syncs, or staleness that does not grow. Break: sync after the last step."""
     steps_done = []  # at each copy into the generator
