@@ -121,7 +121,7 @@ def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | N
     Run j answers every prompt with its sample j. standard_deviation: between the N runs; standard_error: of
     their mean, standard_deviation / sqrt(N); both None for N = 1. NaN, a dropped response, does not count,
     nor a run of nothing else; without any other all three are None.
-    (The brackets in the paper's tables are as wide as a single run's standard deviation: see README.)
+    (The brackets in the paper's tables are as wide as a single run's standard deviation: docs/metrics.md.)
     """
     n = len(scores[0])
     runs = [[row[j] for row in scores if not math.isnan(row[j])] for j in range(n)]

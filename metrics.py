@@ -1,6 +1,6 @@
 """What a step measured: one function for each kind of metric, and the glossary of all of them.
 
-    python metrics.py      prints the glossary as the table in README
+    python metrics.py      prints the glossary as the table in docs/metrics.md
 
 Every function returns {key: number}, always with the same keys, and None where a step has nothing to measure.
 Counts and means are over all ranks, so all ranks call these functions, in the same order; seconds are each
@@ -311,7 +311,7 @@ def of_time(watch: Stopwatch) -> dict:
 
 
 def as_markdown() -> str:
-    """The glossary as README shows it."""
+    """The glossary as docs/metrics.md shows it."""
     rows = [
         f"| {', '.join(f'`{key}`' for key in keys.split(', '))} | {meaning} |"
         for keys, meaning in GLOSSARY.items()

@@ -1,6 +1,6 @@
 """Measure the tokens per second of our rollouts beside bare vLLM on the same token ids.
 
-    python bench/generation.py        # ten minutes on two cores; needs models/smollm2 (README, second path)
+    python bench/generation.py        # ten minutes on two cores; needs models/smollm2 (tiny/smollm2.py)
 
 Ours is VLLMGenerator.sample: chat template, seeds, log-probs, n samples a prompt. Bare is
 vllm.LLM(...).generate on the ids of the same prompts, with the same sampling parameters, in three ways:
@@ -163,7 +163,7 @@ def main(args: list[str] | None = None) -> None:
             if name not in POINTS:
                 raise ValueError(f"--points {name}: takes {' or '.join(POINTS)}")
             if not Path(POINTS[name][0]).exists():
-                raise ValueError(f"--points {name}: no {POINTS[name][0]} here (README, second path)")
+                raise ValueError(f"--points {name}: no {POINTS[name][0]} here (tiny/smollm2.py makes it)")
     rows = [measure_point(name, config.rounds, config.calls) for name in config.points]
     print(as_markdown(rows))
     record = {"command": " ".join(sys.argv), "flags": asdict(config), **surroundings(), "points": rows}

@@ -1,6 +1,6 @@
 """Measure a sync's seconds beside one plain copy of the weights, and the memory of many syncs (CPU, Linux).
 
-    python bench/sync_time.py         # minutes; needs models/smollm2 (README, second path)
+    python bench/sync_time.py         # minutes; needs models/smollm2 (tiny/smollm2.py)
 
 The plain copy is destination.copy_(source) for every parameter, from the float32 policy into tensors of the
 engine's dtype: the cast is part of it, as of a sync. Both are timed in turns in one fresh process, after the

@@ -198,7 +198,7 @@ def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
     if extra:
         note += f" {', '.join(extra.values())}: at the row's last step, of {n} samples a problem."
     if beside:
-        note += " The paper: one training seed; in brackets its standard error over 50 samples (see README)."
+        note += " The paper: one training seed; in brackets its error over 50 samples (docs/metrics.md)."
     return [*markdown(heads + [f"paper: {column}" for column in columns], rows), "", note]
 
 
@@ -487,7 +487,7 @@ def curves_of(rows: dict[str, list[Run]], config: Config) -> dict[str, list[list
             metrics = with_task(run)
             missing = set(config.panels) - set(metrics[0])
             if missing:
-                raise ValueError(f"--panels {' '.join(missing)}: not a metric of {label} (README lists them)")
+                raise ValueError(f"--panels {' '.join(missing)}: not a metric of {label} (docs/metrics.md)")
             curves.setdefault(label, []).append(metrics[: config.until])
     return curves
 

@@ -18,7 +18,7 @@ import tiny.smollm2
 from tests.test_readme import ROOT, SCRIPTS
 
 # A template of another file, and what is to become README, with links as seen from there.
-ELSEWHERE = ("model_card.md", "README_draft.md")
+ELSEWHERE = ("model_card.md",)
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 DOCS = {name: text for name, text in DOCS.items() if name not in ELSEWHERE}
 CONFIGS = SCRIPTS | {

@@ -8,12 +8,12 @@ import torch
 import metrics
 from generate import Rollout
 
-README = (Path(metrics.__file__).parent / "README.md").read_text()
+PAGE = (Path(metrics.__file__).parent / "docs" / "metrics.md").read_text()
 
 
-def test_readme_shows_the_glossary():
-    """A meaning that was changed in the code and not in README. Break: change a word in GLOSSARY."""
-    assert metrics.as_markdown() in README
+def test_the_docs_show_the_glossary():
+    """A meaning that was changed in the code and not in docs/metrics.md. Break: change a word in GLOSSARY."""
+    assert metrics.as_markdown() in PAGE
 
 
 def test_seen_keeps_response_tokens_and_each_response_loss():
@@ -42,6 +42,7 @@ def test_mismatch_is_measured_on_fresh_responses_only(step):
     found = metrics.of_staleness(step, rollouts, seen)
     expected = (0.131, 3.0, 3.0, 0.02) if step == 5 else (None,) * 4
     assert found.pop("staleness") == step - 5
+    assert found.pop("drift") == pytest.approx(0.131)  # at every age
     assert list(found) == ["logp_gap", "logp_gap_p99", "logp_gap_max", "logp_gap_clip"]
     for ours, theirs in zip(found.values(), expected, strict=True):
         assert ours == (theirs if theirs is None else pytest.approx(theirs))
