@@ -153,10 +153,11 @@ def test_what_is_drawn_was_made(plans, table, scale):
     reports = [parse(*command) for command in commands if command[0] == "tables/report.py"]
     assert reports
     for config in reports:
-        check_report(config, made, plans[scale][table])
+        # Table 1's GRPO has half the steps of the others, and says so.
+        check_report(config, made, plans[scale][table], one_length=table != "table1.sh")
 
 
-def check_report(config, made, plan):
+def check_report(config, made, plan, one_length):
     """What one call of report.py draws, beside the rows that were made."""
     config.runs = [row.replace("results/earlier", "results/table1") for row in config.runs]
     assert set(config.runs) <= made.keys()
@@ -167,7 +168,7 @@ def check_report(config, made, plan):
     known |= {"math_reward", "chat_reward"}  # of a run of one task, too: report.with_task
     assert set(config.panels) <= known | set.intersection(*(metrics_of(program) for program in programs))
     assert evaluated == {True} or not config.table
-    assert len(steps) == 1 or config.until == min(steps)
+    assert len(steps) == 1 or config.until == min(steps) or not one_length
     if config.paper:
         other = dict(name.split("=") for name in config.names)
         rows = {other.get(Path(row).name, Path(row).name) for row in config.runs}
