@@ -31,6 +31,7 @@ demo: venv
 figures: venv
 	@for script in $(filter-out tables/run.sh tables/scales.sh,$(wildcard tables/*.sh)); do \
 	  echo "figures: $$script"; DRAW=1 bash $$script || exit 1; done
+	@$(PY) tables/claims.py
 
 test: lint
 	@echo "test: the fast tests (make slow runs the others)"
