@@ -31,7 +31,7 @@ def to_batch(rollouts: list, device: torch.device) -> tuple[Tensor, Tensor, Tens
 def groups_to_share(policy: PreTrainedModel, rollouts: list, G: int) -> list[list[int]]:
     """Group the responses to a prompt, as indices into rollouts, where computing the prompt once saves work.
 
-    Elsewhere each response is a group of its own, which leaves less to pad.
+    Otherwise each response is its own group, which needs less padding.
     """
     groups = []
     for first in range(0, len(rollouts), G):
@@ -47,8 +47,8 @@ def groups_to_share(policy: PreTrainedModel, rollouts: list, G: int) -> list[lis
 def micro_batches(groups: Iterable[list[int]], lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
     """Split groups of indices into batches of at most max_tokens tokens, padding included.
 
-    lengths: tokens of the row that each index stands for. A group stays whole, and alone if it is over the
-    limit. Groups of similar length go together, so that little is padded.
+    lengths: tokens in each index's row. A group is never split; one over the limit is a batch by itself.
+    Groups of similar length go together, which keeps padding small.
 
     >>> list(micro_batches([[0, 1], [2], [3]], lengths=[8, 9, 3, 4], max_tokens=10))
     [[2, 3], [0, 1]]

@@ -2,14 +2,13 @@
 
     runs/NAME/checkpoints/STEP/*.safetensors    each rank's part of the policy and of Adam's moments; of the
                                                 reference and the generator, if nothing else holds them
-    runs/NAME/checkpoints/STEP/rollouts.jsonl   responses sampled ahead, that no step has learned from yet
+    runs/NAME/checkpoints/STEP/rollouts.jsonl   responses sampled ahead, not trained on yet
     runs/NAME/checkpoints/STEP/state.json       what was drawn and counted; written last
 
-Between two syncs the generator holds older weights than the policy. With the policy's weights in both, a
-resumed run would sample from other weights than it would have: every resume would act as a sync. So a
-checkpoint has the generator's weights, too, and on resume the generator gets them back by the same proved
-copy. Whatever is drawn at random depends on the seed, the step and the prompt alone. So there is no random
-state to save, and a run may go on with another number of ranks.
+Between two syncs the generator holds older weights than the policy. If a resumed run gave it the policy's
+weights, every resume would act as a sync. So a checkpoint has the generator's weights, too, and on resume the
+generator gets them back by a verified sync. Every random draw depends only on the seed, the step and the
+prompt. So there is no random state to save, and a run may resume with a different number of ranks.
 """
 
 import json
@@ -31,7 +30,7 @@ from rewards import Scorer
 from run import full_disk_ends_run, numbered, read_json, read_lines, write_lines
 from sync import sync
 
-FILE_BYTES = 2**30  # a rank's part of a file, about
+FILE_BYTES = 2**30  # approximate size of a rank's part of a file
 
 
 class Checkpoints:
@@ -49,12 +48,12 @@ class Checkpoints:
         self.config, self.directory = config, Path(config.run_dir) / "checkpoints"
         self.policy, self.optimizer, self.reference = policy, optimizer, reference
         self.window, self.generator, self.scorer = window, window.generator, scorer
-        self.held = {}  # {name: weight} of the generator, where nothing else has them
+        self.held = {}  # {name: weight} of the generator, if nothing else holds them
 
     def note_sync(self) -> None:
-        """Keep this rank's part of what the generator holds from now on, on the host, in its dtype.
+        """Keep this rank's part of the generator's new weights, on the host, in the generator's dtype.
 
-        Not online, where it is never older than a step, nor offline, where it stays the seed model.
+        Not needed online, where every step syncs, nor offline, where the generator stays the seed model.
         """
         if 1 < self.config.sync_every < math.inf:
             dtype = self.generator.dtype
@@ -62,7 +61,7 @@ class Checkpoints:
 
     @full_disk_ends_run()
     def save(self, step: int, counts: dict) -> None:
-        """Write atomically what it takes to go on with `step`. counts: anything that JSON holds."""
+        """Atomically write a checkpoint that resumes at `step`. counts: anything that JSON can hold."""
         final, partial = self.directory / str(step), self.directory / f"{step}.partial"
         drawn, rollouts = self.window.state(step)
         if rank() == 0:
@@ -122,7 +121,7 @@ class Checkpoints:
         print(f"checkpoint: going on from {path}, the generator with weights of step {state['version']}")
         if step % self.config.sync_every > 0:  # otherwise the next step syncs first
             self._restore_generator(stored, state["version"], names)
-        moments = any(name.startswith("adam.") for name in names)  # none before a step has learned anything
+        moments = any(name.startswith("adam.") for name in names)  # none before the first optimizer step
         if moments:
             for parameter in self.policy.parameters():
                 zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
@@ -134,7 +133,7 @@ class Checkpoints:
         return step, state["counts"]
 
     def remedy(self) -> str:
-        """What to do where a resumed run would only fail again."""
+        """What to do if a resumed run would only fail again."""
         exports = self.directory.parent / "export"
         steps = broadcast_from_first(lambda: numbered(exports))
         if not steps:
@@ -155,7 +154,7 @@ class Checkpoints:
         self.note_sync()
 
     def _tensors(self, moments):
-        """{name: tensor} of the run, to be written or overwritten."""
+        """The run's {name: tensor}, to save or to load into."""
         tensors = {}
         for name, parameter in self.policy.named_parameters():
             tensors[f"policy.{name}"] = parameter.detach()
@@ -169,7 +168,7 @@ class Checkpoints:
 
 
 def in_files(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """{tensor's name: number of its file}. A file is put together in memory, so its size is limited."""
+    """{tensor's name: number of its file}. A file is assembled in memory, so its size is limited."""
     numbers, held = {}, 0
     for name, tensor in tensors.items():
         numbers[name] = 1 + held // (FILE_BYTES * world_size())
@@ -178,7 +177,7 @@ def in_files(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def flush(path: Path) -> None:
-    """Wait until the disk has a file's content, or a folder's names."""
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -187,7 +186,7 @@ def flush(path: Path) -> None:
 
 
 def newest(directory: Path) -> Path | None:
-    """The newest checkpoint that is whole, or None; prints those that are not."""
+    """The newest whole checkpoint, or None. Prints the newer ones that are not whole."""
     for step in reversed(numbered(directory)):
         path = directory / str(step)
         try:

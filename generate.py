@@ -1,4 +1,4 @@
-"""Turn prompts into rollouts: vLLM samples, or plain transformers where vLLM does not install."""
+"""Turn prompts into rollouts, with vLLM or, where that cannot be installed, with plain transformers."""
 
 import ctypes
 import gc
@@ -44,9 +44,9 @@ from ranks import all_max, gather, rank, world_size
 from rewards import Scorer
 from serve import Receipt, Servers, engine_settings, in_background, load_in_worker
 
-MOST_MASKED = 1024  # ids of a request, in vLLM 0.32's model runner for GPUs
-ENCODED_AT_ONCE = 1000  # prompts: a tokenizer keeps some 20 KB of each until the call ends
-LEAST_MODEL_LEN = 128  # the canary of sync.py must fit, however short prompts and responses are
+MOST_MASKED = 1024  # ids that a request can mask, in vLLM 0.32's model runner for GPUs
+ENCODED_AT_ONCE = 1000  # prompts per call: a tokenizer holds some 20 KB for each until the call returns
+LEAST_MODEL_LEN = 128  # sync.py's canary must fit, even if prompts and responses are short
 
 
 @dataclass
@@ -72,11 +72,11 @@ class Rollout:
         return self.prompt_ids + self.response_ids
 
 
-Batch = list[tuple[Prompt, list[Rollout]]]  # one step's, of this rank: [(prompt, [rollout] * G)] * P
+Batch = list[tuple[Prompt, list[Rollout]]]  # this rank's part of a step: [(prompt, [rollout] * G)] * P
 
 
 def request_seed(seed: int, step: int | str, prompt_id: str) -> int:
-    """The seed of a prompt's samples in one step of a run, whatever is sampled before it or beside it."""
+    """The seed of a prompt's samples in one step of a run. It does not depend on what else is sampled."""
     digest = hashlib.sha256(f"{seed}/{step}/{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:7], "big")  # the engine's seeds are signed 64-bit, and sample i adds i
 
@@ -85,16 +85,16 @@ EARLIER = [{"role": "user", "content": "."}, {"role": "assistant", "content": ".
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[list[int]]:
-    """Render each prompt's conversation by the chat template, as ids that end where a response begins.
+    """Render each prompt's conversation with the chat template, as ids that end where a response begins.
 
-    With --system-block False they begin at the user's header: an earlier exchange, which the template sets
-    its system block before, is rendered with the prompt and cut off again.
+    With --system-block False they begin at the user's header: the prompt is rendered after a dummy exchange
+    (EARLIER), and that exchange is cut off again, together with the system block before it.
     """
     return list(encode_each(tokenizer, prompts))
 
 
 def encode_each(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> Iterator[list[int]]:
-    """encode_prompts() one by one: the ids of all prompts of a large data set would fill the memory."""
+    """encode_prompts() as an iterator: the ids of all prompts of a large data set would fill the memory."""
     render = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=False)
     earlier = [] if getattr(tokenizer, "system_block", True) else EARLIER
     before = render(earlier) if earlier else []
@@ -121,7 +121,7 @@ def encode_each(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> It
 
 
 def longest_prompt(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> tuple[int, int]:
-    """(tokens, index) of the longest prompt, the first of several.
+    """(tokens, index) of the longest prompt; of several, the first.
 
     All ranks call it together; each encodes a share.
     """
@@ -150,7 +150,7 @@ def fit_context(
     max_new_tokens: int | None = None,
     at_most: int = 2048,
 ) -> tuple[int, int]:
-    """Tokens for a response, and for the longest prompt with it: (max_new_tokens, max_model_len).
+    """Tokens for a response, and for the longest prompt plus a response: (max_new_tokens, max_model_len).
 
     max_new_tokens=None takes what the model's context leaves after the longest prompt, up to at_most.
     ValueError in one line if the context cannot hold both. All ranks call it together.
@@ -173,14 +173,14 @@ def fit_context(
 def fit_tasks(
     path: str, tokenizer: PreTrainedTokenizerBase, prompt_lists: Iterable[list[Prompt]], limits: Limits
 ) -> int:
-    """The longest context that any of the lists needs, each of one task; limits: --max-new-tokens."""
+    """The longest context that any list of prompts, each of one task, needs. limits: --max-new-tokens."""
     return max(
         fit_context(path, tokenizer, prompts, limits.of(prompts[0].task))[1] for prompts in prompt_lists
     )
 
 
 class Busy:
-    """Seconds in which at least one of several calls, from any thread, was under way."""
+    """Counts the seconds during which at least one call, from any thread, is running."""
 
     def __init__(self):
         self.lock, self.calls, self.started, self.ended = threading.Lock(), 0, 0.0, 0.0
@@ -197,16 +197,16 @@ class Busy:
             self.started = time.perf_counter()
 
     def seconds(self) -> float:
-        """All so far."""
+        """The total so far."""
         return self.ended + (time.perf_counter() - self.started if self.calls else 0.0)
 
 
 class Generator:
-    """What the loop knows of a sampler.
+    """The sampler as the training loop sees it.
 
-    `version` is the step whose weights it holds, which only sync() sets; None before the first sync.
-    `separate`: it has processors of its own, and samples while the trainer trains; otherwise the two are
-    colocated and take turns. `most_masked`: how many ids a request can exclude from sampling, on a GPU.
+    `version`: the step whose weights it holds; None before the first sync. Only sync() sets it.
+    `separate`: it has its own devices, so sampling overlaps with training; otherwise the two are colocated
+    and take turns. `most_masked`: how many ids a request can exclude from sampling, on a GPU.
     """
 
     separate, most_masked = False, math.inf
@@ -216,9 +216,9 @@ class Generator:
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = stop_ids(path, self.tokenizer)  # the same in every engine
         self.version, self.busy = None, Busy()
-        # Of sync.py, which sets them: whether the engine repacks weights; what a copy may leave of a gap.
+        # sync.py sets these: whether the engine repacks weights, the gap that a copy may leave, and a count.
         self.repacks, self.tolerance, self.since_rehearsal = False, 0.0, 0
-        self.sync_is_next = False  # of Window: the generator samples nothing more before the next sync
+        self.sync_is_next = False  # Window sets this: nothing more is sampled before the next sync
         # A vocabulary is often padded to a round size. Never sample the ids of its padding.
         self.vocabulary = load_config(path).get_text_config().vocab_size
         padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
@@ -237,7 +237,7 @@ class Generator:
         seeds: list[int],
         turn: int = 0,
     ) -> list[list[Rollout]]:
-        """n rollouts a prompt: list (P) of lists (n); sample i of prompt p has the seed seeds[p] + i.
+        """n rollouts per prompt: list (P) of lists (n); sample i of prompt p has the seed seeds[p] + i.
 
         max_tokens: a number for all prompts, or a list (P). turn: among calls from several threads, the one
         with the lowest turn comes first.
@@ -276,19 +276,19 @@ class Generator:
         raise NotImplementedError
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
-        """Take (name, tensor) pairs. Returns what arrived, at each of its engines."""
+        """Load (name, tensor) pairs. Returns what arrived at each engine."""
         raise NotImplementedError
 
     def reset_prefix_cache(self) -> bool:
-        """Forget all cached keys and values. True if that was done."""
+        """Drop all cached keys and values. True if that worked."""
         raise NotImplementedError
 
     def stamp(self, step: int) -> None:
-        """Name the weights that it holds: every rollout from now on carries this version."""
+        """Set the version that every rollout from now on carries."""
         self.version = step
 
     def make_room(self) -> None:
-        """Leave the device's memory to another process until the next call, as far as that is possible."""
+        """Free device memory for another process until the next call, as far as that is possible."""
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -298,7 +298,7 @@ class Generator:
 class VLLMGenerator(Generator):
     """A vLLM engine in this process, on the trainer's device, so that weights go straight into it.
 
-    sleeps: on a GPU, leave its memory to the trainer while nothing is sampled; can_sleep: at make_room().
+    sleeps: on a GPU, free its memory for the trainer while it samples nothing; can_sleep: at make_room().
     """
 
     most_masked = MOST_MASKED
@@ -315,23 +315,22 @@ class VLLMGenerator(Generator):
         super().__init__(path, dtype)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        # The engine would pin this process's threads, the trainer's among them, to cores.
+        # Otherwise the engine pins this process's threads, including the trainer's, to cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # of vLLM about itself
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # vLLM's own
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns where there is no GPU
         import vllm
 
-        self.vllm, self.sleeps, self.asleep = vllm, sleeps, 0  # asleep: at which of vLLM's levels
+        self.vllm, self.sleeps, self.asleep = vllm, sleeps, 0  # asleep: vLLM's sleep level; 0: awake
         on_gpu = torch.cuda.is_available()
         print(f"generate: vLLM {vllm.__version__} on the {'GPU' if on_gpu else 'CPU'}, in this process")
         if not on_gpu:
-            # Nothing big is compiled on the CPU, but small functions of the engine would be, for 20 s, by a
-            # C++ compiler.
+            # The model is not compiled on the CPU, but a C++ compiler would spend 20 s on small functions.
             torch._dynamo.config.disable = True
-        release_memory()  # of an engine that an error left
+        release_memory()  # of an engine left over after an error
         settings = engine_settings(path, dtype, max_model_len, gpu_memory)
         if on_gpu and world_size() > 1:
-            # It would gather over vLLM's world, which in this process is that of our ranks: engines would
+            # Autotuning gathers over vLLM's world, which in this process is our ranks: the engines would
             # wait for each other.
             settings["enable_flashinfer_autotune"] = False
         self.can_sleep = sleeps or (can_sleep and on_gpu)
@@ -355,7 +354,7 @@ class VLLMGenerator(Generator):
             for limit, seed in zip(limits, seeds, strict=True)
         ]  # fmt: skip
         requests = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        # vLLM divides by the seconds that the bar has run, which are 0 for one that is disabled.
+        # vLLM divides by the bar's elapsed seconds, which are 0 for a disabled bar.
         bar = partial(tqdm, delay=3, leave=False) if rank() == 0 and sys.stderr.isatty() else False
         outputs = self.llm.generate(requests, params, use_tqdm=bar)
         if self.sleeps:
@@ -367,8 +366,8 @@ class VLLMGenerator(Generator):
 
     def make_room(self) -> None:
         if self.can_sleep and not self.asleep:
-            # Level 1 copies the weights to host memory. Level 2 drops them, so a sync must come first: an
-            # engine woken without one would write nonsense. A rehearsal asks for the old weights, too.
+            # Level 1 copies the weights to host memory. Level 2 drops them, so a sync must come before the
+            # engine samples again, or it samples nonsense. A rehearsal needs the old weights, too.
             self.asleep = 2 if self.sync_is_next and not self.repacks else 1
             self.llm.sleep(level=self.asleep)
 
@@ -379,7 +378,7 @@ class VLLMGenerator(Generator):
         return [[output.prompt_logprobs[t][ids[t]].logprob for t in range(1, len(ids))]]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
-        self._wake(for_weights=True)  # first: on waking, an engine restores what it went to sleep with
+        self._wake(for_weights=True)  # first: waking restores the weights that the engine went to sleep with
         return self.llm.collective_rpc(load_in_worker, args=(weights, None))
 
     def reset_prefix_cache(self) -> bool:
@@ -392,12 +391,12 @@ class VLLMGenerator(Generator):
 
 
 def _sampled_logps(output):
-    """The sampled token's log-prob stands first at each position."""
+    """The sampled tokens' log-probs: vLLM lists the sampled token first at each position."""
     return [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
 
 
 def release_memory() -> None:
-    """Free what only reference cycles hold, such as a closed engine, and hand it back to Linux."""
+    """Free what only reference cycles hold, such as a closed engine, and return the memory to Linux."""
     gc.collect()
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim:
@@ -405,7 +404,7 @@ def release_memory() -> None:
 
 
 class ServedGenerator(Generator):
-    """vLLM servers, on devices or machines of their own."""
+    """vLLM servers on separate devices or machines."""
 
     separate, most_masked = True, MOST_MASKED
 
@@ -444,7 +443,7 @@ class ServedGenerator(Generator):
 
 
 class TransformersGenerator(Generator):
-    """Sampling by hand with a transformers model: slow, and short enough to be checked by eye."""
+    """Samples with a plain transformers model: slow, but short enough to check by eye."""
 
     def __init__(self, path: str, dtype: torch.dtype, device: torch.device):
         super().__init__(path, dtype)
@@ -453,7 +452,7 @@ class TransformersGenerator(Generator):
 
     @torch.no_grad()
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
-        # One prompt at a time: its n samples have the same length, so nothing is padded on the left.
+        # One prompt at a time: its n samples have the same length, so no left padding is needed.
         groups = []
         bar = tqdm(prompt_ids, desc="sampling", delay=3, leave=False)
         for ids, limit, seed in zip(bar, limits, seeds, strict=True):
@@ -499,19 +498,19 @@ class TransformersGenerator(Generator):
         return [Receipt(arrived, sorted(parameters.keys() - arrived), unequal, unseen=[])]
 
     def reset_prefix_cache(self) -> bool:
-        return True  # it keeps none from one call to the next
+        return True  # no cache outlives a call
 
     def close(self) -> None:
         del self.model
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Set all but the smallest set of tokens whose probability reaches top_p to -inf: (n, V) -> (n, V)."""
+    """Keep the smallest set of tokens whose probability reaches top_p, others -inf: (n, V) -> (n, V)."""
     if top_p >= 1:
         return logits
     ordered, order = logits.sort(-1, descending=True)
     probs = ordered.softmax(-1)
-    before = probs.cumsum(-1) - probs  # probability of all tokens that come first
+    before = probs.cumsum(-1) - probs  # probability of all likelier tokens
     return logits.masked_fill((before >= top_p).scatter(-1, order, before >= top_p), -torch.inf)
 
 
@@ -522,7 +521,7 @@ def check_engine(
     urls: list[str] | tuple = (),
     token_file: str | None = None,
 ) -> None:
-    """ValueError in one line if the flags of a script name no generator that can be had here."""
+    """ValueError in one line if a script's flags name a generator that is not available here."""
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--engine vllm: vLLM is not installed here; use --engine transformers")
     if devices and urls:
@@ -534,7 +533,7 @@ def check_engine(
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
     if (devices or urls) and sleeps:
         raise ValueError(f"--engine-sleep: with {flag} there is no engine on the trainer's GPU")
-    here = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun's; vLLM, or a cluster, may set WORLD_SIZE alone
+    here = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun sets both; vLLM or a cluster may set only WORLD_SIZE
     if devices and here and os.environ.get("WORLD_SIZE") != here:
         raise ValueError(
             "--generator-devices: of one machine only; on others start serve.py: --generator-url"
@@ -566,8 +565,8 @@ def load_generator(
 
     memory: share of the GPU that an engine in this process may take. sleeps, can_sleep: as for VLLMGenerator.
     system_block, date: as for model.load_tokenizer.
-    devices, urls: where vLLM servers are started, or run already (serve.py). token_file: holds the token of
-    the latter, unless the variable GENERATOR_TOKEN does.
+    devices: where to start vLLM servers. urls: servers that already run (serve.py). token_file: holds their
+    token, unless the variable GENERATOR_TOKEN does.
     """
     context = load_config(path).get_text_config().max_position_embeddings
     max_model_len = min(max(max_model_len, LEAST_MODEL_LEN), context)
@@ -586,9 +585,9 @@ class Window:
     """The batches of the coming steps, sampled ahead: until the next sync the generator is frozen.
 
     A colocated generator samples them all in one call, when the first is taken: larger batches, and one long
-    tail instead of several. A separate one is given each step as soon as it may sample it, and goes on while
-    the trainer trains. Every prompt of a step has a seed of its own, so the tokens are the same however many
-    steps are sampled together. What is sampled ahead is graded ahead, too, by the scorer's own processes.
+    tail instead of several. A separate generator gets each step as soon as it may sample it, and its sampling
+    overlaps with training. Every prompt of a step has its own seed, so the tokens do not depend on how many
+    steps are sampled together. Responses sampled ahead are also graded ahead, in the scorer's processes.
     """
 
     def __init__(self, generator: Generator, batches: MixedIterator, scorer: Scorer, config: TrainFlags):
@@ -640,14 +639,14 @@ class Window:
         return batch
 
     def _grade(self, batch):
-        """Begin to grade a step's responses, whose texts are made only if the scorer takes them."""
+        """Begin to grade a step's responses. Texts are decoded only if the scorer takes them."""
         rollouts = (rollout for _, group in batch for rollout in group)
         texts = (decode(self.generator.tokenizer, [rollout])[0] for rollout in rollouts)
         self.scorer.begin([prompt for prompt, group in batch for _ in group], texts)
 
     def state(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """For a checkpoint before `step`: what was drawn, and on rank 0 the groups sampled ahead, as rows."""
-        # What a separate generator has not finished, on every rank, is sampled again with the same seeds.
+        # Steps that a separate generator has not finished on all ranks are sampled again with the same seeds.
         done = -int(all_max([-len(list(takewhile(Future.done, self.sampled)))]))
         ahead = [future.result() for future in islice(self.sampled, done)]
         rows = gather(
@@ -658,7 +657,7 @@ class Window:
         return {"ahead": done, "batches": self.batches.state_dict()}, rows
 
     def load_state(self, step: int, state: dict[str, Any], rows: list[dict]) -> None:
-        """Go on with `step` from what state() returned; the ranks may be more or fewer than they were."""
+        """Continue with `step` from what state() returned. The number of ranks may have changed."""
         self.batches.load_state_dict([{**part, "step": step} for part in state["batches"]])
         groups = defaultdict(dict)
         for row in rows:
@@ -672,7 +671,7 @@ class Window:
 
 
 def finished(result: Any) -> Future:
-    """A future that has this result."""
+    """A future that already has its result."""
     future = Future()
     future.set_result(result)
     return future

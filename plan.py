@@ -1,11 +1,11 @@
-"""What a run would take, before money is spent: memory, traffic, arithmetic and time, from a config alone.
+"""Estimate a run's memory, traffic, arithmetic and time from its config alone, before money is spent.
 
     python plan.py --model meta-llama/Llama-3.1-8B-Instruct --ranks 8 --activation-checkpointing
     python plan.py --model meta-llama/Llama-3.1-8B-Instruct --ranks 32 --generators 8   # the paper's machines
     python plan.py --model tiny/llama --device-tflops 0.05 --device-gb 8 --bandwidth 20 --dtype float32
 
-The model is made on torch's meta device, which has shapes and no numbers. What a forward keeps for backward
-is counted there, by asking autograd; the rest is the arithmetic written out below. What a machine really
+The model is made on torch's meta device, which has shapes but no numbers. There autograd tells what a forward
+keeps for backward; the rest is the arithmetic written out below. The shares of its peaks that a machine
 reaches (--mfu, --bandwidth-share) are assumptions: measure yours (the metrics train_s and generate_s).
 --generators are devices that only generate: the train scripts' --generator-devices, or servers behind
 --generator-url.
@@ -24,7 +24,7 @@ from transformers.hf_argparser import HfArg
 from model import LOGITS_AT_ONCE, blocks_of, checkpoint_activations, head_dim, load_config, meta_model
 
 GB = 1e9
-COMPILED_KEEPS = 0.62  # of what a layer keeps for backward, compiled: Llama, measured (results/bench_gpu)
+COMPILED_KEEPS = 0.62  # share of saved activations left when compiled; measured on Llama (results/bench_gpu)
 COPIES_OF_LOGITS = 5  # float32 tensors as large as a chunk of logits, at the peak of its backward (model.py)
 
 
@@ -60,12 +60,12 @@ class Config:
 def saved_for_backward(model: PreTrainedModel, tokens: int) -> int:
     """Bytes that a forward of token_logps over so many tokens keeps for backward, weights not counted.
 
-    In rows of two tokens: on this device attention keeps a T x T matrix a row, which the kernels used in
-    training do not, and at T = 2 it is as good as nothing. The mask is passed in because building it reads
-    values, which meta tensors lack.
+    Rows have two tokens: on the meta device attention keeps a T x T matrix per row, which the kernels used in
+    training do not, and at T = 2 it is negligible. The mask is passed in because building it reads values,
+    which meta tensors lack.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept = {}  # storage's address: the storage, so that no other can get its address
+    kept = {}  # address: storage; kept alive, so that no other gets its address
 
     def note(tensor):
         storage = tensor.untyped_storage()
@@ -105,7 +105,7 @@ def count(model: PreTrainedModel) -> dict[str, int]:
 def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> dict[str, float]:
     """Bytes on each training rank, {what: bytes}, at the peak: in backward of a step's last micro-batch.
 
-    bfloat16 is a GPU's way (model.load_sharded): FSDP on one rank, too, and a reference in bfloat16.
+    bfloat16 stands for a GPU (model.load_sharded): FSDP even on one rank, and a reference in bfloat16.
     """
     size, on_gpu = getattr(torch, config.dtype).itemsize, config.dtype == "bfloat16"
     share = weights["all"] / config.ranks
@@ -121,9 +121,9 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
         "activations of a micro-batch": saved_for_backward(model, config.micro_batch_tokens),
         "logits, a chunk at a time": COPIES_OF_LOGITS * 4 * chunk,
     }
-    if config.activation_checkpointing:  # of all blocks their inputs; one at a time is computed again
+    if config.activation_checkpointing:  # keeps the inputs of all blocks; recomputes one block at a time
         block = kept * saved_in_a_block(model, config.micro_batch_tokens)
-        # By then the logits are gone.
+        # The logits are freed before that.
         held["logits, or a block computed again"] = max(block, held.pop("logits, a chunk at a time"))
     else:
         held["activations of a micro-batch"] *= kept
@@ -140,7 +140,7 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
 
 
 def verdict(flags: TrainFlags, ranks: int, device_gb: float) -> str:
-    """One line for the start of a run on GPUs: what each will hold, and what helps if that is too much."""
+    """One line for the start of a run on GPUs: the memory that each needs, and remedies if it is too much."""
     config = Config(
         model=flags.model, ranks=ranks, generators=len(flags.generator_devices + flags.generator_url),
         micro_batch_tokens=flags.micro_batch_tokens, dtype=flags.dtype, device_gb=device_gb,
@@ -168,29 +168,29 @@ def verdict(flags: TrainFlags, ranks: int, device_gb: float) -> str:
 def forward_flops(
     model: PreTrainedModel, weights: dict[str, int], rows: float, prompt: float, response: float
 ) -> float:
-    """Floating-point operations of a forward over rows of prompt + response tokens, two a multiply-add."""
+    """Floating-point operations of a forward over rows of prompt + response tokens, two per multiply-add."""
     text = model.config.get_text_config()
     width, tokens = text.num_attention_heads * head_dim(text), prompt + response
-    attention = 2 * text.num_hidden_layers * width * tokens**2  # causal: half of 4 T^2 D a layer
+    attention = 2 * text.num_hidden_layers * width * tokens**2  # causal: half of 4 T^2 D per layer
     return rows * (2 * weights["blocks"] * tokens + 2 * weights["head"] * response + attention)
 
 
 def step_costs(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> dict[str, float]:
-    """What a step does: sequences trained, FLOPs, bytes that a sync moves, and seconds a phase."""
+    """A step's costs: sequences trained, FLOPs, bytes that a sync moves, and seconds per phase."""
     text = model.config.get_text_config()
     P, G, size = config.prompts_per_step, config.samples_per_prompt, getattr(torch, config.dtype).itemsize
     trained = 2 * P * config.pair_frac if config.algorithm == "dpo" else P * G
     forward = forward_flops(model, weights, trained, config.prompt_tokens, config.response_tokens)
-    # Backward costs two forwards; the reference's is one; with activation checkpointing there is one more.
+    # Backward costs two forwards, and the reference one; activation checkpointing adds one more.
     flops = forward * (1 + 2 + 1 + config.activation_checkpointing)
     train_s = flops / (config.ranks * config.device_tflops * 1e12 * config.mfu)
 
     engines = config.generators or config.ranks
-    ahead = min(config.sync_every, 10)  # --ahead's default: so many steps are sampled together
+    ahead = min(config.sync_every, 10)  # steps sampled together; 10 is --ahead's default
     rows = P * G * ahead / engines
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    kv_bytes = 2 * size * text.num_hidden_layers * heads * head_dim(text)  # of a token
-    read = size * weights["all"] * config.max_new_tokens  # the weights, once for each token of the longest
+    kv_bytes = 2 * size * text.num_hidden_layers * heads * head_dim(text)  # per token
+    read = size * weights["all"] * config.max_new_tokens  # all weights, once per token of the longest
     mean_length = config.prompt_tokens + config.response_tokens / 2
     read += rows * config.response_tokens * kv_bytes * mean_length
     by_bandwidth = read / (config.bandwidth * 1e9 * config.bandwidth_share)
@@ -201,7 +201,7 @@ def step_costs(config: Config, model: PreTrainedModel, weights: dict[str, int]) 
 
     sync_bytes = size * weights["all"]
     sync_s = sync_bytes / (config.link * 1e9) / config.sync_every
-    together = config.generators and config.sync_every > 1  # a part of the window waits while one is sampled
+    together = config.generators and config.sync_every > 1  # sampling overlaps with training
     step_s = sync_s + (max(train_s, generate_s) if together else train_s + generate_s)
     return {
         "sequences": trained,

@@ -1,8 +1,8 @@
-"""The ranks of a run, the processes that torchrun starts: how they join, and what they compute together.
+"""The ranks of a run (the processes that torchrun starts): how they join and what they compute together.
 
-Every rank samples, scores and learns from its own slice of a step's prompts. So a number that the whole step
-is divided by, or that is reported of it, is first added up over the ranks. These functions are collectives:
-all ranks call them, in the same order.
+Every rank samples, scores and learns from its own slice of a step's prompts. So a step's divisors and its
+reported numbers are first summed over the ranks. These functions are collectives: all ranks call them, in the
+same order.
 """
 
 import os
@@ -16,38 +16,38 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-# While one rank generates its last long response, or measures a checkpoint, the others wait in a collective.
-# A rank that dies does not make them wait so long: torchrun ends the others at once.
+# While one rank generates its last long response or measures a checkpoint, the others wait in a collective.
+# If a rank dies, they do not wait that long: torchrun ends them at once.
 PATIENCE = timedelta(hours=2)
 Value = TypeVar("Value")
 
 
 def launch(ranks: int) -> list[str]:
-    """The arguments between `python` and a script that start it on so many ranks of this machine."""
+    """The arguments between `python` and a script that start it with this many ranks on this machine."""
     return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
 
 
 def init_ranks() -> tuple[int, int, torch.device]:
-    """Join torchrun's ranks, or stand alone under plain `python`. Returns (rank, world size, device)."""
+    """Join torchrun's ranks, or be the only rank under plain `python`. Returns (rank, world size, device)."""
     if not dist.is_initialized():
         see_one_gpu(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     on_gpu = torch.cuda.is_available()
     _gloo.cache_clear()  # it may be the group of an earlier run in the same process
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if dist.is_initialized():
-        pass  # a notebook, or a test, that calls main() again
+        pass  # a notebook or a test has called main() before
     elif "RANK" in os.environ:
         dist.init_process_group(backend, timeout=PATIENCE)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if on_gpu:
         torch.cuda.set_device(0)  # the only visible one; by default torch would take the LOCAL_RANK-th
-        # vLLM sets these two in a process that holds an engine. So do all ranks, and runs with servers, which
-        # then compute alike.
+        # vLLM sets these two in a process that holds an engine. Set them on all ranks, and with servers, too,
+        # so that all compute alike.
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.set_float32_matmul_precision("highest")
     if dist.get_world_size() > 1:
-        _gloo()  # creating a group is a collective, so do it where all ranks are
+        _gloo()  # creating a group is a collective, so all ranks do it here
     if dist.get_rank() > 0:
         mute()
     return dist.get_rank(), dist.get_world_size(), torch.device("cuda:0" if on_gpu else "cpu")
@@ -76,18 +76,18 @@ def mute() -> None:
 
 
 def rank() -> int:
-    """This process's number among the ranks; 0 where none were started."""
+    """This process's rank; 0 if no ranks were started."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of ranks; 1 where none were started."""
+    """The number of ranks; 1 if none were started."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _reduce(numbers: list[float], operation) -> list[float]:
     """Reduce each number over all ranks."""
-    tensor = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so by gloo, whatever gradients go by
+    tensor = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so gloo reduces it
     if world_size() > 1:
         dist.all_reduce(tensor, operation)
     return tensor.tolist()
@@ -124,7 +124,7 @@ def pad_to_same_count(batches: Iterable[list[Value]]) -> list[list[Value]]:
     """Append empty batches until every rank has as many as the rank with the most.
 
     FSDP gathers a sharded model's weights from all ranks at every forward, so a rank that ran one forward
-    less would leave the others waiting. The loss and the metrics of an empty batch must come to 0.
+    fewer would leave the others waiting. The loss and the metrics of an empty batch must come to 0.
     """
     batches = list(batches)
     return batches + [[]] * int(all_max([len(batches)]) - len(batches))
@@ -136,9 +136,9 @@ def meet() -> None:
 
 
 def meet_within(seconds: float) -> None:
-    """Wait until all ranks are here. RuntimeError names those that do not come within so many seconds."""
+    """Wait until all ranks are here. RuntimeError names the ranks that do not come within `seconds`."""
     if world_size() > 1:
-        # Over gloo, which alone can tell who is missing.
+        # Over gloo: NCCL cannot tell which ranks are missing.
         dist.monitored_barrier(_gloo(), timedelta(seconds=seconds), wait_all_ranks=True)
 
 

@@ -1,4 +1,4 @@
-"""vLLM servers on their own devices or machines: start them, sample from them, hand them weights.
+"""vLLM servers on their own devices or machines: start them, sample from them, send them weights.
 
     torchrun --nproc-per-node 6 train_dpo.py --generator-devices 6 7     # starts servers on this machine
 
@@ -6,11 +6,11 @@
     torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct \
         --generator-url http://HOST:8000 --generator-token-file token    # on another machine, with that file
 
-A server is vLLM's own, with the flags that let it take weights: on GPUs through vLLM's weight-transfer API,
-over NCCL; on a CPU through files in memory, so there it must run on the trainer's machine. An open port would
-run anybody's code: vLLM's development paths call what they are told to, and the weight transfer unpickles. So
-every path but /health takes a token, which the server and its trainers read from GENERATOR_TOKEN or a file.
-HTTP does not hide the token: reach a server over a network that you do not trust through `ssh -L`.
+A server is vLLM's own, with the flags that let it receive weights: on GPUs over NCCL, by vLLM's
+weight-transfer API; on a CPU through files in memory, so there it must run on the trainer's machine. An open
+port would run anyone's code: vLLM's development paths call any method, and the weight transfer unpickles. So
+every path but /health requires a token, which the server and its trainers read from GENERATOR_TOKEN or a
+file. HTTP does not encrypt the token: over a network that you do not trust, use `ssh -L`.
 """
 
 import atexit
@@ -52,32 +52,32 @@ from ranks import broadcast_from_first, rank
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
 START_S = 1800  # a large model takes minutes to load
-CONTROL_S = 600  # for the answer to anything but a prompt
+CONTROL_S = 600  # timeout of every request but a prompt
 TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
-LOOK_S = 10  # seconds between two looks at the servers' health while a response is waited for
+LOOK_S = 10  # seconds between two health checks while waiting for a response
 REQUESTS = 256  # open at a time, each with the n samples of a prompt; a process may have 1024 files open
-FILE_BYTES = 2**29  # in one file, on a CPU: what this process holds a second time
-LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts that other machines do not reach
-TOKEN = "GENERATOR_TOKEN"  # the variable: a command line would show the token to everybody on the machine
+FILE_BYTES = 2**29  # per file, on a CPU; this process holds a second copy of that much
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts that other machines cannot reach
+TOKEN = "GENERATOR_TOKEN"  # a variable, since a command line shows the token to everyone on the machine
 TOKEN_FILE = "~/.cache/semi-online/token"
 
 
 class ServerError(RuntimeError):
-    """A server that does not answer, or not as asked."""
+    """A server does not answer, or gives a wrong answer."""
 
 
 class TokenError(ServerError):
-    """A server that wants another token."""
+    """A server rejects the token."""
 
 
 @dataclass
 class Receipt:
-    """What an engine got in a copy of weights, and what it has made of it.
+    """The weights that an engine received in a sync, compared with the weights that it holds.
 
-    arrived: {name: model.digest} of every tensor, where the engine's own load_weights took it.
-    missing: the engine's own weights that took no value.
-    unequal: its own weights that hold other bytes than arrived; a fused one holds several, row under row.
-    unseen: its own weights that cannot be compared, since the engine keeps them repacked, or in parts.
+    arrived: {name: model.digest} of every tensor, where the engine's own load_weights received it.
+    missing: the engine's own weights that got no value.
+    unequal: its own weights whose bytes differ from what arrived; a fused one stacks several, row-wise.
+    unseen: its own weights that cannot be compared, because the engine repacks or shards them.
     """
 
     arrived: dict[str, int]
@@ -87,25 +87,24 @@ class Receipt:
 
 
 def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: float) -> dict[str, Any]:
-    """The settings that a vLLM engine is started with, in the trainer's process or as a server."""
+    """The settings of a vLLM engine, in the trainer's process or as a server."""
     settings = {
         "model": str(path),
         "trust_remote_code": False,
-        "generation_config": "vllm",  # not the checkpoint's file: model.stop_ids says what ends a response
+        "generation_config": "vllm",  # ignore the checkpoint's file: model.stop_ids says what ends a response
         "dtype": str(dtype).removeprefix("torch."),
         "max_model_len": max_model_len,
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as sampled
-        "distributed_executor_backend": "uni",  # no further process for the model
+        "distributed_executor_backend": "uni",  # no extra process for the model
         "use_tqdm_on_load": False,
     }
     if torch.cuda.is_available():
-        # Every step of as many sequences as vLLM runs at a time is then one CUDA graph. With graphs up to its
-        # default of 512, steps in which prompts join took 1.6 times as long (results/bench_gpu).
+        # Every step with as many sequences as vLLM runs at a time is then one CUDA graph. With vLLM's default
+        # of 512, steps in which prompts join took 1.6 times as long (results/bench_gpu).
         graphs = {"compilation_config": {"max_cudagraph_capture_size": 1024}}
         return {**settings, **graphs, "gpu_memory_utilization": gpu_memory}
-    # On the CPU a seeded request whose prompt is cut into chunks crashes ("CPU Generator does not use
-    # offset"), so prompts go in whole. The cache holds 256 sequences of a small model; more of them wait
-    # their turn.
+    # On the CPU a seeded request whose prompt is split into chunks crashes ("CPU Generator does not use
+    # offset"), so prompts are not split. The cache holds 256 sequences of a small model; others wait.
     return {
         **settings,
         "enforce_eager": True,
@@ -120,9 +119,9 @@ def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memor
 class Servers:
     """vLLM servers: one started on each of `devices`, or those that run already at `urls`.
 
-    Every rank deals its prompts to all servers in turn. Only rank 0 starts them and hands them the weights.
+    Every rank deals its prompts to all servers in turn. Only rank 0 starts them and sends them the weights.
     token_file: holds the token of all `urls`, unless GENERATOR_TOKEN does. ValueError in one line if it holds
-    none, a server cannot be had, or was started with other settings than serve.py's.
+    none, or if a server is not available or was started with other settings than serve.py's.
     """
 
     def __init__(
@@ -155,7 +154,7 @@ class Servers:
         atexit.register(self.close)  # also when an error ends the run
         for device in devices:
             port = free_port()
-            # Without torchrun's variables, by which vLLM would take itself for a rank.
+            # Drop torchrun's variables, or vLLM would think that it is a rank.
             env = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUNS)}
             env[TOKEN] = self.token
             if device != "cpu":
@@ -173,7 +172,7 @@ class Servers:
         return urls
 
     def _flags(self, max_model_len):
-        """The flags of serve.py that start a server which fits this run."""
+        """The flags of serve.py that start a server for this run."""
         dtype = str(self.dtype).removeprefix("torch.")
         return ["--model", str(self.path), "--dtype", dtype, "--max-model-len", str(max_model_len)]
 
@@ -200,8 +199,8 @@ class Servers:
     ) -> list[list[tuple]]:  # fmt: skip
         """For each prompt, n triples (response_ids, logps, finish_reason).
 
-        sampling: vLLM's sampling parameters that all prompts share. limits, seeds: of each prompt. Requests
-        of the lowest turn go first. version: the step whose weights must have sampled; None for any.
+        sampling: vLLM's sampling parameters that all prompts share. limits, seeds: one per prompt. Requests
+        with the lowest turn go first. version: the step whose weights must have sampled; None for any.
         ServerError if other weights sampled, or a server does not answer.
         """
         common = {**sampling, "logprobs": 0, "detokenize": False}
@@ -215,8 +214,7 @@ class Servers:
     def _complete_one(self, url, ids, sampling, turn, version):
         with self.slots.taken(turn):
             choices = generate(url, ids, sampling, turn, self.token)["choices"]
-        # The server labels every token with the weights that sampled it, by the name that name_weights()
-        # gave.
+        # The server labels every token with the weights that sampled it; name_weights() sets the label.
         versions = {span["version"] for choice in choices for span in choice["weight_versions"]}
         if version is not None and versions != {str(version)}:
             raise ServerError(f"{url} sampled with weights of step {versions}, not of {version}")
@@ -226,7 +224,7 @@ class Servers:
         ]
 
     def _wait(self, future, client=None):
-        """The result of a future. ServerError if meanwhile a server dies, or refuses what `client` asks."""
+        """Wait for a future's result. ServerError if a server dies or refuses what `client` asks."""
         while True:
             try:
                 return future.result(timeout=LOOK_S)
@@ -245,23 +243,23 @@ class Servers:
         return [[logps[t][str(ids[t])]["logprob"] for t in range(1, len(ids))] for logps in found]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
-        """Hand (name, tensor) pairs to all servers: a receipt of each of their engines."""
+        """Send (name, tensor) pairs to all servers. Returns a receipt from each engine."""
         receipts = None
         if rank() > 0:
-            deque(weights, maxlen=0)  # walk it all the same: a sharded weight is gathered from all ranks
+            deque(weights, maxlen=0)  # all ranks iterate, because they gather a sharded weight together
         elif torch.cuda.is_available():
             receipts = self._send_by_nccl(weights)
         else:
             receipts = self._send_by_files(weights)
-        return broadcast_from_first(lambda: receipts)  # so no rank goes on before the servers have them
+        return broadcast_from_first(lambda: receipts)  # no rank goes on before the servers have them
 
     def _ask_engines(self, method, **arguments):
-        """What a method of Receiver returns on every worker of every server."""
+        """Call a method of Receiver on every worker of every server. Returns their results."""
         request = {"method": method, "kwargs": arguments}
         return [result for url in self.urls for result in self.ask(url, "collective_rpc", request)["results"]]
 
     def _send_by_nccl(self, weights):
-        """From this GPU to all servers' at once, in buckets, by vLLM's weight-transfer API."""
+        """Broadcast from this GPU to all servers' GPUs, in buckets, by vLLM's weight-transfer API."""
         from vllm.distributed.weight_transfer.nccl_engine import (
             NCCLTrainerInitInfo,
             NCCLTrainerWeightTransferEngine,
@@ -288,7 +286,7 @@ class Servers:
         return [Receipt(**found) for found in self._ask_engines("receipt")]
 
     def _send_by_files(self, weights):
-        """Through files in memory, which every server reads."""
+        """Write files in memory, which every server reads."""
         from safetensors.torch import save_file
 
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -298,18 +296,18 @@ class Servers:
             return [Receipt(**found) for found in self._ask_engines("load_folder", folder=folder)]
 
     def reset_prefix_cache(self) -> bool:
-        """Forget all cached keys and values. True if all servers did."""
+        """Drop all cached keys and values. True if all servers did."""
         return broadcast_from_first(
             lambda: all(self.ask(url, "reset_prefix_cache")["success"] for url in self.urls)
         )
 
     def name_weights(self, step: int) -> None:
-        """From now on the servers label every token with this step."""
+        """Tell the servers to label every token from now on with this step."""
         name = {"new_version": str(step)}
         broadcast_from_first(lambda: [self.ask(url, "update_weight_version", name) for url in self.urls])
 
     def close(self) -> None:
-        """End the transfer, and the servers that were started here."""
+        """End the transfer and the servers that were started here."""
         atexit.unregister(self.close)
         transfer, self.transfer = self.transfer, None
         processes, self.processes = self.processes, []
@@ -323,7 +321,7 @@ class Servers:
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(0, deadline - time.monotonic()))
-            with suppress(ProcessLookupError):  # the engine of a server that was killed may live on
+            with suppress(ProcessLookupError):  # the engine of a killed server may live on
                 os.killpg(process.pid, signal.SIGKILL)
         if transfer is not None:
             transfer.shutdown()
@@ -336,7 +334,7 @@ def in_background(function: Callable, *arguments) -> Future:
     def run():
         try:
             future.set_result(function(*arguments))
-        except Exception as error:  # raised again where the result is asked for
+        except Exception as error:  # raised again by future.result()
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -344,7 +342,7 @@ def in_background(function: Callable, *arguments) -> Future:
 
 
 class Slots:
-    """At most `number` threads at a time; of those that wait, the one with the lowest turn is next."""
+    """Admits at most `number` threads at a time; the waiting thread with the lowest turn is next."""
 
     def __init__(self, number: int):
         self.number, self.waiting, self.tickets, self.free = number, [], count(), threading.Condition()
@@ -368,7 +366,7 @@ class Slots:
 def read_token(flag: str, file: str | Path | None) -> str | None:
     """The token in GENERATOR_TOKEN or else in the file that a flag names; None if there is neither.
 
-    ValueError in one line if the file cannot be read, or what should be a token is none.
+    ValueError in one line if the file cannot be read or does not hold a token.
     """
     token, source = os.environ.get(TOKEN), TOKEN
     if not token:
@@ -385,7 +383,7 @@ def read_token(flag: str, file: str | Path | None) -> str | None:
 
 
 def bearer(token: str | None) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-    """What sends a token with a request, as `auth`: a header alone would be replaced by one of ~/.netrc."""
+    """An `auth` that sends the token with a request; as a plain header, ~/.netrc could replace it."""
 
     def sign(request):
         if token:
@@ -403,7 +401,7 @@ def ask(
     timeout: float | None = CONTROL_S,
     token: str | None = None,
 ) -> Any:
-    """A server's answer, from JSON. ServerError in one line if there is none; TokenError if it is a 401."""
+    """A server's JSON answer. ServerError in one line if there is none; TokenError if it is a 401."""
     try:
         answer = requests.request(method, f"{url}/{what}", json=body, timeout=timeout, auth=bearer(token))
     except requests.RequestException as error:
@@ -422,16 +420,16 @@ def ask(
 def generate(
     url: str, ids: list[int], sampling: dict[str, Any], turn: int = 0, token: str | None = None
 ) -> dict:
-    """vLLM's endpoint for tokens in, tokens out; requests of the lowest turn come first.
+    """vLLM's endpoint for tokens in, tokens out; requests with the lowest turn come first.
 
-    A request may wait long for its turn, so it has no deadline of its own: see Servers._wait.
+    A request may wait long for its turn, so it has no timeout; Servers._wait checks the servers instead.
     """
     request = {"token_ids": ids, "sampling_params": sampling, "priority": turn}
     return ask(url, "inference/v1/generate", request, timeout=None, token=token)
 
 
 def healthy(url: str, token: str | None = None) -> bool:
-    """Whether a server answers, and its engine lives."""
+    """Whether a server answers and its engine is alive."""
     try:
         return requests.get(f"{url}/health", timeout=3 * LOOK_S, auth=bearer(token)).ok
     except requests.RequestException:
@@ -471,8 +469,8 @@ class Source:
 class TransferClient:
     """Present several servers to vLLM's transfer as one; each is asked, by `ask`, in its own daemon thread.
 
-    A server answers two of these requests only after NCCL has met it. vLLM waits for them in a thread that
-    Python joins at exit, so a server that never answers would keep the program from ending. Therefore they
+    A server answers two of these requests only after an NCCL call with the trainer. vLLM waits for them in a
+    thread that Python joins at exit, so the program would not end if a server never answered. Therefore they
     return at once here, and the next call waits for the answers.
     """
 
@@ -489,7 +487,7 @@ class TransferClient:
             request.result()
 
     def raise_refusals(self) -> None:
-        """ServerError if a server has answered the last request by an error."""
+        """ServerError if a server has answered the last request with an error."""
         for request in self.requests:
             if request.done():
                 request.result()
@@ -514,11 +512,11 @@ class TransferClient:
 
 
 class Recorder:
-    """Records what a vLLM model's load_weights takes, while it stands in for it. Runs in the worker."""
+    """Wraps a vLLM model's load_weights and records what it receives. Runs in the worker."""
 
     def __init__(self, model: nn.Module):
         self.model, self.load_weights = model, model.load_weights
-        self.arrived, self.loaded = {}, set()  # {name: (digest, dtype, shape)}; names of the engine's own
+        self.arrived, self.loaded = {}, set()  # {name: (digest, dtype, shape)}; the engine's own names
         model.load_weights = self
 
     def __call__(self, pairs: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -532,14 +530,14 @@ class Recorder:
             yield name, weight
 
     def receipt(self) -> Receipt:
-        """Give load_weights back, and compare what arrived with the engine's own weights."""
+        """Restore load_weights, and compare what arrived with the engine's own weights."""
         del self.model.load_weights
         own, unseen = dict(self.model.named_parameters()), repack_tied_head(self.model)
-        held, came = {}, {}  # {(name of its own, number of the part): digest}
+        held, came = {}, {}  # {(the engine's name, number of the part): digest}
         for name, weight in own.items():
             parts = [self.arrived.get(part, (None, None, None)) for part in self._parts(name)]
             rows = [shape[0] if shape else 0 for _, _, shape in parts]
-            padding = len(weight) - sum(rows) if weight.dim() else -1  # rows, of the vocabulary
+            padding = len(weight) - sum(rows) if weight.dim() else -1  # rows of the vocabulary
             kinds = {(dtype, shape and shape[1:]) for _, dtype, shape in parts}
             if kinds != {(weight.dtype, weight.shape[1:])} or padding < 0:
                 unseen.append(name)
@@ -555,7 +553,7 @@ class Recorder:
         )
 
     def _parts(self, name):
-        """The names of the weights that one of the engine's own holds, row under row."""
+        """The names of the weights that one of the engine's own weights stacks, row-wise."""
         for fused, parts in getattr(self.model, "packed_modules_mapping", {}).items():
             if f".{fused}." in name:
                 return [name.replace(f".{fused}.", f".{part}.") for part in parts]
@@ -572,11 +570,10 @@ def load_in_worker(
 
 
 def repack_tied_head(model: nn.Module) -> list[str]:
-    """On the CPU, let an output head that is tied to the embedding see the new weights. Returns its name.
+    """On the CPU, repack an output head tied to the embedding, with the new weights. Returns its name.
 
-    vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload brings new values to the
-    embedding's tensor, but a tied head is not a weight of its own, so its packed copy keeps the old ones, and
-    nothing reports it.
+    vLLM 0.32 packs the head for its matrix kernel when it loads a model. A reload updates the embedding's
+    tensor, but a tied head is not a separate weight, so its packed copy silently keeps the old values.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -589,14 +586,14 @@ def repack_tied_head(model: nn.Module) -> list[str]:
 
 
 class Receiver:
-    """A worker extension: what a server's worker can do besides vLLM's own methods."""
+    """A worker extension: adds methods to those of vLLM's worker."""
 
     def load_folder(self, folder: str) -> dict[str, Any]:
-        """Take the weights from files: a Receipt, as a dictionary."""
+        """Load the weights from files. Returns a Receipt, as a dictionary."""
         return asdict(load_in_worker(self, None, folder))
 
     def record_weights(self) -> None:
-        """Record what arrives from now on, by NCCL."""
+        """Record what arrives by NCCL from now on."""
         self.recorder = Recorder(self.model_runner.get_model())
 
     def receipt(self) -> dict[str, Any]:
@@ -607,21 +604,21 @@ class Receiver:
 class Guard:
     """ASGI middleware: every request but GET /health needs the token of GENERATOR_TOKEN. Runs in the server.
 
-    vLLM's own --api-key guards four prefixes of its paths, and those that take weights are none of them.
+    vLLM's own --api-key guards four path prefixes, but not the paths that take weights.
     """
 
     def __init__(self, app: Callable):
         self.app, self.wanted = app, f"Bearer {os.environ[TOKEN]}".encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-        """Pass a request on; without the token a websocket is closed, and all else answered by a 401."""
-        # Compared with the whole path that the router takes, so that //health and /health/../v1 are others.
+        """Pass a request on. Without the token, close a websocket and answer anything else with a 401."""
+        # Compare the whole path that the router takes, so that //health and /health/../v1 need the token.
         health = (scope["type"], scope.get("method"), scope.get("path")) == ("http", "GET", "/health")
         given = dict(scope.get("headers", ())).get(b"authorization", b"")
         if scope["type"] == "lifespan" or health or hmac.compare_digest(given, self.wanted):
             await self.app(scope, receive, send)  # lifespan is the server's own start and end
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # against the server's policy
+            await send({"type": "websocket.close", "code": 1008})  # 1008: policy violation
         else:
             headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
             await send({"type": "http.response.start", "status": 401, "headers": headers})
@@ -690,9 +687,9 @@ def command(config: Config) -> list[str]:
 
 
 def server_token(config: Config) -> str:
-    """The token that trainers must send. One that nobody gave is made, where only this machine is served.
+    """The token that trainers must send. If none is given and only this machine is served, make one.
 
-    ValueError in one line if it must be given, or there is none where it should be.
+    ValueError in one line if a token must be given and is not, or if its file does not hold one.
     """
     file = Path(config.token_file or TOKEN_FILE).expanduser()
     if os.environ.get(TOKEN):
@@ -710,7 +707,7 @@ def server_token(config: Config) -> str:
                 private.write(secrets.token_urlsafe() + "\n")
         except OSError as error:
             raise ValueError(f"--token-file {file}: {error.strerror}") from error
-    # Flushed, for this process is about to become another.
+    # Flush, because execvpe() replaces this process.
     print(f"serve: trainers need its token: --generator-token-file {file}", flush=True)
     return read_token("--token-file", file)
 
@@ -725,10 +722,10 @@ def main(args: list[str] | None = None) -> None:
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     env = {
         **quiet,
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are pinned by the user (taskset), not by vLLM
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the user pins threads (taskset), not vLLM
         **os.environ,
         TOKEN: token,
-        "VLLM_SERVER_DEV_MODE": "1",  # the paths that take weights and forget the cache
+        "VLLM_SERVER_DEV_MODE": "1",  # the paths that take weights and reset the cache
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),  # for serve.*
     }
     os.execvpe(line[0], line, env)  # this process becomes the server

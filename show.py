@@ -2,7 +2,7 @@
 
     python show.py --model tiny/llama --data tiny --show 3
 
-The number behind a token is the probability, in percent, that it was sampled with.
+The number behind a token is its sampling probability in percent.
 """
 
 import math
@@ -46,7 +46,7 @@ class Config:
 def show_tokens(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
     """One rollout as training sees it: the prompt (mask 0), dimmed, then each response token (mask 1).
 
-    Behind each token stands the probability, in percent, that it was sampled with.
+    The number behind a token is its sampling probability in percent.
     """
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
     prompt = tokenizer.decode(rollout.prompt_ids)
@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         check_engine(config.engine)
-        date = date_of(config.model)  # of the run that made it, if one did
+        date = date_of(config.model)  # of the run that made the model, if any
         tokenizer = load_tokenizer(config.model, config.system_block, date)
         prompts = load_prompts(config.data, config.reward is not None)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)

@@ -1,22 +1,22 @@
 """Copy the policy's weights into the generator, and prove that they arrived.
 
-An engine keeps repacked, cached or slept copies of its weights, and every known way for a copy to fail is
-silent: if an update misses one copy nothing crashes, and online training goes on as offline training. So
-every sync ends with proofs, and one that fails stops the run with the numbers:
+An engine keeps repacked, cached or sleeping copies of its weights, and every known failure is silent: if an
+update misses one copy nothing crashes, and online training turns into offline training. So every sync ends
+with proofs, and if one fails the run stops with the numbers:
 
-    what arrived is what the policy holds    names, and an exact checksum of every tensor's bytes, taken where
-                                             the engine's own load_weights receives it. Does not see what the
-                                             engine then does with it.
-    the engine holds what arrived            the same checksum of the engine's own weights, fused ones in
-                                             their parts. Does not see a weight that the engine keeps
-                                             repacked, nor one that several GPUs hold in parts.
-    its caches are empty                     the prefix cache reports that it was reset.
-    it computes with them                    both sides give the canary, a fixed text, the same log-probs, up
-                                             to rounding. Does not see a change smaller than rounding, as one
-                                             step at a small learning rate is.
+    the policy's weights arrived     names, and an exact checksum of every tensor's bytes, taken where the
+                                     engine's own load_weights receives it. Does not see what the engine does
+                                     with it afterwards.
+    the engine holds what arrived    the same checksum of the engine's own weights; fused weights are compared
+                                     part by part. Does not see weights that the engine repacks or shards over
+                                     several GPUs.
+    its caches are empty             the prefix cache reports that it was reset.
+    it computes with them            both sides give the canary, a fixed text, the same log-probs, up to
+                                     rounding. Does not see a change smaller than rounding, such as one step
+                                     at a small learning rate.
 
-Therefore the first sync begins with a rehearsal: plainly different weights are copied, and the generator must
-follow. Where weights are repacked, the rehearsal is the only proof that they are used, and is repeated.
+Therefore the first sync begins with a rehearsal: it copies clearly different weights, and the generator must
+follow. Where the engine repacks weights, only the rehearsal proves that it uses them, so it is repeated.
 """
 
 import torch
@@ -30,11 +30,11 @@ from serve import Receipt
 
 CANARY = "12 + 30 = 42, said the canary."
 
-# A mean |trainer - generator| gap of the canary that is always allowed, in nats per token. Measured between
-# correct forwards: 1e-6 to 1e-5 in float32, up to 6e-2 in bfloat16.
+# A mean |trainer - generator| gap on the canary that is always allowed, in nats per token. Correct forwards
+# differ by 1e-6 to 1e-5 in float32 and by up to 6e-2 in bfloat16 (measured).
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.2}
 
-FOLLOWS = 1 / 4  # the gap that a copy may leave, over the gap that it was to close: a deaf engine leaves all
+FOLLOWS = 1 / 4  # largest gap after a copy over the gap before it; an engine that ignores the copy has 1
 
 PATIENCE_S = 1800  # ranks arrive together, but at the start one may read its models from a slower disk
 
@@ -57,7 +57,7 @@ def sync(policy: PreTrainedModel, generator: Generator, step: int, prove_every: 
     if generator.version is None or due:
         apart = rehearse(policy, generator, f"rehearsal of the {what}")
         gap = copy_and_prove(policy, generator, FOLLOWS * apart, what)
-        # From now on: what rounding made of these weights, several times over, but no more than shows a copy.
+        # Later syncs may leave several times this rounding gap, but never one that a missed copy could leave.
         generator.tolerance = min(FOLLOWS * apart, max(TOLERANCE[generator.dtype], 4 * gap))
         generator.since_rehearsal = 0
     else:
@@ -68,7 +68,7 @@ def sync(policy: PreTrainedModel, generator: Generator, step: int, prove_every: 
 
 
 def copy_and_prove(policy: PreTrainedModel, generator: Generator, allowed: float, what: str) -> float:
-    """The copy and its proofs; `what` begins an error's message. Returns the canary's gap."""
+    """Copy the weights and prove the copy; `what` begins error messages. Returns the canary's gap."""
     held = digests(policy, generator.dtype)  # {name: digest}
     prove_copy(held, generator.load_weights(full_weights(policy, generator.dtype)), generator, what)
     gap = canary_gap(policy, generator)
@@ -104,12 +104,12 @@ def prove_copy(held: dict[str, int], receipts: list[Receipt], generator: Generat
 
 
 def rehearse(policy: PreTrainedModel, generator: Generator, what: str) -> float:
-    """Copy a plainly different model, prove that the generator follows, and undo the change in the policy.
+    """Copy a clearly different model, prove that the generator follows, and undo the change in the policy.
 
-    Every tensor is reversed along its last dimension (of a sharded tensor, each rank's part), which can be
-    undone exactly and needs no memory. A generator that follows comes near the reversed policy, from where it
-    was; how near rounding lets it come depends on the model, so it is judged by the ratio. Returns the
-    canary's gap now: the generator is reversed, the policy is not.
+    Every tensor is reversed along its last dimension (each rank's part of a sharded tensor), which can be
+    undone exactly and needs no memory. A generator that follows comes close to the reversed policy. How close
+    depends on how the model rounds, so the gap is judged relative to the gap before the copy. Returns the
+    canary's gap at the end, when the generator is reversed and the policy is not.
     """
     reverse(policy)
     copy_and_prove(policy, generator, FOLLOWS * canary_gap(policy, generator), what)
@@ -129,7 +129,7 @@ def reverse(policy: nn.Module) -> None:
 def canary_gap(policy: PreTrainedModel, generator: Generator) -> float:
     """Mean |trainer - generator| log-prob over the canary's tokens, at temperature 1 (nats).
 
-    With several engines, on this rank or on others, the gap of the worst.
+    With several engines, the largest gap of any.
     """
     ids = generator.tokenizer.encode(CANARY, add_special_tokens=False)
     device = next(policy.parameters()).device

@@ -8,9 +8,9 @@ trained weights are copied into the generator: 1 is online, 10 or 100 semi-onlin
 paper, the reference model is synced at the same steps on mathematics and stays the seed model in chat, unless
 `--sync-ref-every` says otherwise.
 
-The defaults train the embedded tiny model on a laptop. The paper's (arXiv 2506.21495, Table 4) are, for
-mathematics: --lr 1e-6 --adam-eps 1e-4 --grad-clip 0.1 --prompts-per-step 64 --max-new-tokens 2048, on
-Llama-3.1-8B-Instruct.
+The defaults train the embedded tiny model on a laptop. The paper's settings for mathematics, on
+Llama-3.1-8B-Instruct (arXiv 2506.21495, Table 4), are --lr 1e-6 --adam-eps 1e-4 --grad-clip 0.1
+--prompts-per-step 64 --max-new-tokens 2048.
 """
 
 import math
@@ -41,7 +41,7 @@ from train_grpo import group_advantages, grpo_loss, kl_estimate
 
 @dataclass
 class Config(TrainFlags):
-    """DPO's own flags. The dial, --sync-every, and whatever else both scripts share: flags.TrainFlags."""
+    """DPO's own flags. flags.TrainFlags has the shared ones, such as the dial, --sync-every."""
 
     run_dir: OutFolder = HfArg(default="runs/dpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every | None = HfArg(
@@ -88,7 +88,7 @@ def dpo_loss(
     ref_rejected_logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """DPO's loss of each pair (paper section 3; Rafailov et al. 2023, equation 7). All tensors (B,).
+    """DPO's loss per pair (paper section 3; Rafailov et al. 2023, equation 7). All tensors (B,).
 
     Arguments are sums of log-probs (nats) over a response's tokens, under the policy and under the reference;
     means with --length-normalize.
@@ -108,8 +108,8 @@ def pick_pairs(
     tasks).
     bestworst: the highest reward against the lowest (the paper, reward models).
     all: every right response with every wrong one (GroupDPO).
-    A prompt whose responses all have the same reward has nothing to prefer and gives no pair. NaN is a
-    response that the user's own reward function dropped: it is in no pair.
+    A prompt whose responses all have the same reward gives no pair. NaN marks a response that the user's own
+    reward function dropped; it is in no pair.
 
     >>> pick_pairs([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]], how="all")
     [(0, 1, 0), (0, 1, 2)]
@@ -134,7 +134,7 @@ def pick_pairs(
 def pair_up(prompts: list[Prompt], rewards: Tensor, how: str, seed: str) -> list[tuple[int, int, int]]:
     """A step's pairs: P prompts, rewards (P, G) -> [(prompt, chosen, rejected), ...].
 
-    chosen and rejected are indices into the step's P * G responses, of which p's are p * G to p * G + G - 1.
+    chosen and rejected are indices into the step's P * G responses; prompt p has p * G to p * G + G - 1.
     In chat, `how` is always bestworst. The draw depends on the seed and the prompt, not on the process.
     """
     G, pairs = rewards.shape[1], []
@@ -146,9 +146,9 @@ def pair_up(prompts: list[Prompt], rewards: Tensor, how: str, seed: str) -> list
 
 
 def responses_of(pairs: list[tuple[int, int, int]], G: int, whole_groups: bool) -> list[list[int]]:
-    """The responses that the loss needs, a group for each prompt with a pair.
+    """The responses that the loss needs, in one group per prompt that has a pair.
 
-    Those in its pairs; with whole_groups, for GRPO's term, all G responses to the prompt.
+    A group holds the responses in the prompt's pairs; with whole_groups, for GRPO's term, all G responses.
     """
     needed = {}  # prompt: its responses
     for p, chosen, rejected in pairs:
@@ -159,11 +159,11 @@ def responses_of(pairs: list[tuple[int, int, int]], G: int, whole_groups: bool) 
 def locate_pairs(
     pairs: list[tuple[int, int, int]], part: list[int], device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where pairs stand in a micro-batch: rows of the chosen, rows of the rejected, and weights, all (N,).
+    """Locate pairs in a micro-batch: rows of the chosen, rows of the rejected, and weights, all (N,).
 
     pairs: the step's [(prompt, chosen, rejected), ...], indices of responses; part: the response in each row
     of the micro-batch. A pair weighs 1 / (pairs of its prompt), so that every prompt counts the same. A
-    response has one row in however many pairs it is: GroupDPO runs the model once for each response.
+    response has one row even if it is in several pairs: GroupDPO runs the model once per response.
     """
     row_of = {index: row for row, index in enumerate(part)}
     pairs_of = Counter(p for p, _, _ in pairs)
@@ -211,19 +211,19 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Sync: the dial. Copy the policy into the generator; sync() raises if the copy did not arrive ---
         with watch("sync_s"):
-            # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
+            # inf: only at step 0, since 0 % inf is 0 and 1 % inf is 1
             if step % config.sync_every == 0 or run.drift > config.sync_when:
                 gap = sync(policy, generator, step, config.prove_every)  # nats a token, on a fixed text
                 sync_gap = all_max([gap])
-                run.note_sync()  # a run resumed before the next sync gives the generator these weights back
+                run.note_sync()  # on a resume before the next sync, the generator gets these weights back
             reference_is_policy = step % config.sync_ref_every == 0
             if reference_is_policy:
-                copy_weights(policy, reference)  # DPO's loss then reads log 2; its gradient does not vanish
+                copy_weights(policy, reference)  # DPO's loss then reads log 2, but its gradient is not zero
 
-        # --- Sample: the window may sample coming steps early, never past the next sync ---
+        # --- Sample: the window may sample coming steps ahead, but never past the next sync ---
         with watch("trainer_idle_s"):
             batch = window.take(step)  # [(prompt, [rollout] * G)] * P
-        prompts = [prompt for prompt, group in batch for _ in group]  # P * G, one a response
+        prompts = [prompt for prompt, group in batch for _ in group]  # P * G, one per response
         rollouts = [rollout for _, group in batch for rollout in group]  # P * G
 
         # --- Score ---
@@ -231,23 +231,23 @@ def main(args: list[str] | None = None) -> None:
             responses = decode(tokenizer, rollouts)  # P * G
             rewards = torch.tensor(scorer.score(prompts, responses)).view(-1, G)  # (P, G)
 
-        # --- Pair: indices of responses; those of prompt p are p * G to p * G + G - 1 ---
-        with one_line_errors():  # random and all take rewards of 0 and 1 alone
+        # --- Pair: indices of responses; prompt p has p * G to p * G + G - 1 ---
+        with one_line_errors():  # --pairing random and all need rewards of 0 and 1
             pairs = pair_up(prompts[::G], rewards, config.pairing, f"pairs/{config.seed}/{step}")
-        groups = responses_of(pairs, G, whole_groups=config.grpo_coef > 0)  # what is learned from
+        groups = responses_of(pairs, G, whole_groups=config.grpo_coef > 0)  # the responses to train on
         advantages = group_advantages(rewards).flatten().to(device)  # (P * G,)
 
         # --- Learn: one optimizer step, on the mean loss over the prompts that have a pair ---
         seen = metrics.Seen(len(rollouts))
-        on_policy = rollouts[0].version == step  # GRPO's ratio is 1 then, up to the engine's rounding
+        on_policy = rollouts[0].version == step  # then GRPO's ratio is 1, up to the engine's rounding
         with watch("train_s"):
-            # Over all ranks, whose gradients FSDP sums. Without any pair there is no forward and no step.
+            # Counts over all ranks, since FSDP sums their gradients. Without any pair: no forward, no step.
             all_groups, all_rows = all_sum([len(groups)]), all_sum(len(group) for group in groups)
             all_tokens = all_sum(len(rollouts[i].response_ids) for group in groups for i in group)
             row_lengths = [len(rollout.ids) for rollout in rollouts]
             for part in pad_to_same_count(micro_batches(groups, row_lengths, config.micro_batch_tokens)):
-                # part: indices of responses, groups unsplit. An empty one makes a dummy forward of padding,
-                # since FSDP needs the same count on every rank. Sums over nothing are 0; means would be NaN.
+                # part: indices of responses, in whole groups. An empty part is a dummy forward on padding:
+                # FSDP needs the same count on every rank. Empty sums are 0; means would be NaN.
                 input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
                 chosen, rejected, pair_weights = locate_pairs(pairs, part, device)  # rows: (N,) each
                 n_tokens = mask.sum(-1).clamp(min=1)  # (B,)
@@ -255,14 +255,14 @@ def main(args: list[str] | None = None) -> None:
                     logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
                         policy, input_ids, mask, config.temperature, True, config.entropy_coef > 0
                     )
-                    ref_logps = logps.detach()  # (B, T), if the reference was copied at this very step
+                    ref_logps = logps.detach()  # (B, T), right if the reference was synced at this step
                     if not reference_is_policy:
                         with torch.no_grad():
                             ref_logps = token_logps(reference, input_ids, mask, config.temperature)
                 scale = 1 / n_tokens if config.length_normalize else torch.ones_like(n_tokens)  # (B,)
                 ours, refs = logps.sum(-1) * scale, ref_logps.sum(-1) * scale  # (B,), (B,)
 
-                # dpo and nll: (N,), one a pair; grpo: (B, T), one a token
+                # dpo and nll: (N,), one per pair; grpo: (B, T), one per token
                 dpo = dpo_loss(ours[chosen], ours[rejected], refs[chosen], refs[rejected], config.beta)
                 nll = -(logps.sum(-1) / n_tokens)[chosen]
                 old_logps = logps.detach() if on_policy else sampler_logps  # (B, T)
@@ -284,7 +284,7 @@ def main(args: list[str] | None = None) -> None:
                 optimizer.step()
             optimizer.zero_grad()
 
-        # --- Record: metrics.py defines every key; log() adds those over the whole run ---
+        # --- Record: metrics.py defines every key; log() adds those over the run so far ---
         run.log(
             {
                 "step": step,
@@ -299,7 +299,7 @@ def main(args: list[str] | None = None) -> None:
             }
         )
         run.save_rollouts(step, prompts, rollouts, responses, rewards.flatten().tolist())
-        if run.after(step):  # saves, exports, measures what is due; True at SIGTERM or Ctrl-C
+        if run.after(step):  # saves, exports, evaluates if due; True at SIGTERM or Ctrl-C
             break
 
     run.close()

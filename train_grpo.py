@@ -2,16 +2,16 @@
 
     torchrun train_grpo.py --sync-every 1
 
-Each step samples G responses to each of P prompts, scores them, takes as a response's advantage its reward
-less the mean of its group, and takes one optimizer step on the clipped policy-gradient loss. Every
-`--sync-every` steps the trained weights are copied into the generator: 1 is on-policy, as in the paper; above
-1 the responses are stale, and `--correction` says what is done about it. The reference model stays the seed
+Each step samples G responses to each of P prompts, scores them, subtracts its group's mean from each reward
+to get the advantages, and takes one optimizer step on the clipped policy-gradient loss. Every `--sync-every`
+steps the trained weights are copied into the generator: 1 is on-policy, as in the paper; above 1 the
+responses are stale, and `--correction` chooses how to correct for it. The reference model stays the seed
 model, unless `--sync-ref-every` says otherwise.
 
-The sibling of train_dpo.py: `diff train_dpo.py train_grpo.py` shows what the two algorithms do not share. The
-defaults train the embedded tiny model on a laptop. The paper's (arXiv 2506.21495, Table 4) are, for
-mathematics: --lr 1e-6 --grad-clip 0.1 --kl-coef 0.001 --prompts-per-step 64 --max-new-tokens 2048, on
-Llama-3.1-8B-Instruct; its Adam epsilon cannot be read in our copy.
+`diff train_dpo.py train_grpo.py` shows where the two algorithms differ. The defaults train the embedded tiny
+model on a laptop. The paper's settings for mathematics, on Llama-3.1-8B-Instruct (arXiv 2506.21495, Table 4),
+are --lr 1e-6 --grad-clip 0.1 --kl-coef 0.001 --prompts-per-step 64 --max-new-tokens 2048; its Adam epsilon
+cannot be read in our copy.
 """
 
 import math
@@ -39,7 +39,7 @@ from sync import sync
 
 @dataclass
 class Config(TrainFlags):
-    """GRPO's own flags. The dial, --sync-every, and whatever else both scripts share: flags.TrainFlags."""
+    """GRPO's own flags. flags.TrainFlags has the shared ones, such as the dial, --sync-every."""
 
     run_dir: OutFolder = HfArg(default="runs/grpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every = HfArg(
@@ -81,18 +81,18 @@ class Config(TrainFlags):
 def group_advantages(rewards: Tensor, scale: str = "none") -> Tensor:
     """How much better each response is than its group: rewards (P, G) -> advantages (P, G).
 
-    none: the reward less the group's mean (Liu et al. 2025, Dr. GRPO; the paper).
-    std: that over the group's standard deviation (Shao et al. 2024, the original GRPO) plus 1e-4 (as in TRL).
-    Easy and hard prompts, whose rewards hardly differ, then weigh as much as the others.
-    A group whose responses all have the same reward gets zeros: there is nothing to learn from it. NaN is a
-    response that the user's own reward function dropped: it gets 0, and its group's mean does without it.
+    none: the reward minus the group's mean (Liu et al. 2025, Dr. GRPO; the paper).
+    std: that divided by the group's standard deviation (Shao et al. 2024, the original GRPO) plus 1e-4 (as in
+    TRL). Easy and hard prompts, whose rewards hardly differ, then weigh as much as the others.
+    A group whose responses all have the same reward gets zeros: there is nothing to learn from it. NaN marks
+    a response that the user's own reward function dropped: it gets 0, and the group's mean leaves it out.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
     dropped = rewards.isnan()
-    # Less one of them: exact zero for equal rewards, where mean() can round.
+    # Subtract one of them first: exact zero for equal rewards; mean() can round.
     rewards = rewards - rewards.nanmedian(-1, keepdim=True).values
     centered = (rewards - rewards.nanmean(-1, keepdim=True)).masked_fill(dropped, 0.0)
     if scale == "none":
@@ -110,12 +110,12 @@ def grpo_loss(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """PPO's clipped loss of each token (Schulman et al. 2017, equation 7), without any normaliser: (B, T).
+    """PPO's clipped loss per token (Schulman et al. 2017, equation 7), not normalised: (B, T).
 
     logps, old_logps, response_mask: (B, T), nats, under the policy and under the weights that sampled.
-    advantages: (B,), one a response. With r = exp(logps - old_logps) a token's loss is
+    advantages: (B,), one per response. With r = exp(logps - old_logps) a token's loss is
     -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A): where the policy has moved past the bound in the
-    direction that A asks for, the gradient is zero. Where logps equal old_logps, it is -A grad logps.
+    direction that A favours, the gradient is zero. Where logps equal old_logps, it is -A grad logps.
     """
     advantages = advantages.reshape(-1, 1)  # (B, 1)
     ratio = (logps - old_logps).exp()  # (B, T)
@@ -126,10 +126,10 @@ def grpo_loss(
 def tis_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor, cap: float
 ) -> Tensor:
-    """The policy gradient under truncated importance sampling, a loss a token: (B, T); arguments as above.
+    """The policy gradient with truncated importance sampling, per token: (B, T); arguments as above.
 
-    The weight min(r, cap) of a token corrects for the policy that sampled it. It is a number, not a function
-    of the policy: the gradient is -min(r, cap) A grad logps (Yao et al. 2025; Espeholt et al. 2018).
+    A token's weight min(r, cap) corrects for the policy that sampled it. The weight is detached, so the
+    gradient is -min(r, cap) A grad logps (Yao et al. 2025; Espeholt et al. 2018).
     """
     weight = (logps - old_logps).exp().clamp(max=cap).detach()  # (B, T)
     return -weight * advantages.reshape(-1, 1) * logps * response_mask
@@ -138,8 +138,8 @@ def tis_loss(
 def sequence_ratio(logps: Tensor, old_logps: Tensor, response_mask: Tensor) -> Tensor:
     """The importance ratio of whole responses, the product of their tokens' ratios: (B, T) each -> (B, 1).
 
-    A number, not a function of the policy. A token's own ratio corrects for how likely the token is, but not
-    for how likely what stands before it is: only the product makes an old response count as a fresh one.
+    The ratio is detached. A token's own ratio corrects for how likely the token is, but not for how likely
+    its prefix is: only the product makes an old response count as a fresh one.
     """
     return ((logps - old_logps) * response_mask).sum(-1, keepdim=True).exp().detach()
 
@@ -147,7 +147,7 @@ def sequence_ratio(logps: Tensor, old_logps: Tensor, response_mask: Tensor) -> T
 def seq_tis_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor, cap: float
 ) -> Tensor:
-    """tis_loss with one weight a response, min(its ratio, cap): (B, T) (Liu, Li et al. 2025, Seq-TIS)."""
+    """tis_loss with one weight per response, min(its ratio, cap): (B, T) (Liu, Li et al. 2025, Seq-TIS)."""
     weight = sequence_ratio(logps, old_logps, response_mask).clamp(max=cap)  # (B, 1)
     return -weight * advantages.reshape(-1, 1) * logps * response_mask
 
@@ -163,15 +163,15 @@ def seq_mis_loss(
 def dppo_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor, delta: float
 ) -> Tensor:
-    """DPPO's loss of each token, under its mask of binary total variation: (B, T); arguments as above.
+    """DPPO's loss per token, with its mask of binary total variation: (B, T); arguments as above.
 
-    -M r A with r = exp(logps - old_logps), where M is 0 if A asks for more of a move that is too large
-    already, |p - old p| > delta for the token's two probabilities p = exp(logps): A > 0 and r > 1, or A < 0
-    and r < 1. Else M is 1 (Qi et al. 2026, arXiv 2602.04879, equations 11 to 13). So a rare token may
-    double its probability, which PPO's clip forbids.
+    -M r A with r = exp(logps - old_logps). M is 0 if the token's probability p = exp(logps) has moved too
+    far, |p - old p| > delta, and A would move it further: A > 0 and r > 1, or A < 0 and r < 1. Otherwise M is
+    1 (Qi et al. 2026, arXiv 2602.04879, equations 11 to 13). So a rare token may double its probability,
+    which PPO's clip forbids.
     """
     advantages, ratio = advantages.reshape(-1, 1), (logps - old_logps).exp()  # (B, 1), (B, T)
-    further = advantages * (ratio - 1) > 0  # the direction that A asks for is the one already taken
+    further = advantages * (ratio - 1) > 0  # A would move the token further the way it has moved
     keep = ~(further & moved(logps, old_logps, delta))
     return -(keep * ratio) * advantages * response_mask
 
@@ -184,23 +184,23 @@ def moved(logps: Tensor, old_logps: Tensor, delta: float) -> Tensor:
 def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """The k3 estimate of KL(policy, reference) from each token: r - 1 - log r, r = reference / policy.
 
-    Never negative, and unbiased where the policy sampled the tokens (Schulman 2020, "Approximating KL
-    divergence"). As a loss, as in the GRPO paper, its mean gradient there is that of KL(reference, policy).
-    Beyond 20 nats, a factor of 5e8, r stays as it is: it would overflow.
+    Never negative, and unbiased if the policy sampled the tokens (Schulman 2020, "Approximating KL
+    divergence"). Used as a loss, as in the GRPO paper, its mean gradient is then that of KL(reference,
+    policy). log r is clamped at 20 nats, a factor of 5e8, so that r does not overflow.
     """
     log_ratio = (ref_logps - logps).clamp(max=20)
     return log_ratio.exp() - 1 - log_ratio
 
 
 def token_weights(lengths: Tensor, how: str, max_new_tokens: int | Tensor, rows: int, tokens: int) -> Tensor:
-    """The weight of each token of a response in the loss of a step: lengths (B,) of responses -> (B,).
+    """Weight each token of a response in the step's loss: lengths (B,) of responses -> weights (B,).
 
-    token: 1 / (tokens of the step): each token counts the same, long responses more (Yu et al. 2025, DAPO,
-    within a group; over the batch in TRL and here).
-    sequence: 1 / (rows * length): each response counts the same, so a token of a long one less, and long
-    wrong ones are punished less (Shao et al. 2024, the original GRPO).
+    token: 1 / (tokens of the step): each token counts the same, so long responses count more (Yu et al. 2025,
+    DAPO, within a group; over the batch in TRL and here).
+    sequence: 1 / (rows * length): each response counts the same. A token of a long response counts less, so
+    long wrong responses are punished less (Shao et al. 2024, the original GRPO).
     constant: 1 / (rows * max_new_tokens): the gradient of the expected reward (Liu et al. 2025, Dr. GRPO).
-    max_new_tokens is a number, or (B,) where tasks differ. rows, tokens: of the whole step, over all ranks.
+    max_new_tokens is a number, or (B,) if tasks differ. rows, tokens: counts over the whole step, all ranks.
     """
     divisor = {
         "token": tokens * torch.ones_like(lengths),
@@ -214,7 +214,7 @@ def choose_loss(config: Config) -> Callable[[Tensor, Tensor, Tensor, Tensor], Te
     """The loss that --correction names, (logps, old_logps, advantages, response_mask) -> (B, T)."""
     clipped = partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
     return {
-        # A ratio of 1, with the gradient of one.
+        # The ratio is 1, but still has a gradient.
         "none": lambda logps, old_logps, A, mask: clipped(logps, logps.detach(), A, mask),
         "clip": clipped,
         "tis": partial(tis_loss, cap=config.tis_cap),
@@ -225,7 +225,7 @@ def choose_loss(config: Config) -> Callable[[Tensor, Tensor, Tensor, Tensor], Te
 
 
 def out_of_bounds(config: Config, logps: Tensor, old_logps: Tensor, response_mask: Tensor) -> Tensor:
-    """The tokens on which --correction acts, or does where the advantage asks for more: (B, T)."""
+    """The tokens past --correction's bound, whatever the sign of their advantage: (B, T)."""
     ratio = (logps - old_logps).exp()
     if config.correction == "clip":
         return (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
@@ -239,7 +239,7 @@ def out_of_bounds(config: Config, logps: Tensor, old_logps: Tensor, response_mas
 
 
 def warn(config: Config, tasks: list[str]) -> None:
-    """Say in one line what these flags make of the gradient, where a user may not expect it."""
+    """Print one line where these flags change the gradient in a way that a user may not expect."""
     if len(tasks) > 1 and config.advantage_scale == "none":
         print(
             "train_grpo: --advantage-scale none with two tasks: larger rewards make larger advantages; "
@@ -291,19 +291,19 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Sync: the dial. Copy the policy into the generator; sync() raises if the copy did not arrive ---
         with watch("sync_s"):
-            # inf: at step 0 alone, since 0 % inf is 0 and 1 % inf is 1
+            # inf: only at step 0, since 0 % inf is 0 and 1 % inf is 1
             if step % config.sync_every == 0 or run.drift > config.sync_when:
                 gap = sync(policy, generator, step, config.prove_every)  # nats a token, on a fixed text
                 sync_gap = all_max([gap])
-                run.note_sync()  # a run resumed before the next sync gives the generator these weights back
+                run.note_sync()  # on a resume before the next sync, the generator gets these weights back
             reference_is_policy = step % config.sync_ref_every == 0
             if reference_is_policy:
                 copy_weights(policy, reference)
 
-        # --- Sample: the window may sample coming steps early, never past the next sync ---
+        # --- Sample: the window may sample coming steps ahead, but never past the next sync ---
         with watch("trainer_idle_s"):
             batch = window.take(step)  # [(prompt, [rollout] * G)] * P
-        prompts = [prompt for prompt, group in batch for _ in group]  # P * G, one a response
+        prompts = [prompt for prompt, group in batch for _ in group]  # P * G, one per response
         rollouts = [rollout for _, group in batch for rollout in group]  # P * G
 
         # --- Score ---
@@ -313,30 +313,30 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Compare: each response with its group ---
         advantages = group_advantages(rewards, config.advantage_scale).flatten().to(device)  # (P * G,)
-        groups = groups_to_share(policy, rollouts, G)  # these go together, if that saves work
+        groups = groups_to_share(policy, rollouts, G)  # kept together where that saves work
 
         # --- Learn: one optimizer step on the weighted sum over all response tokens ---
         seen = metrics.Seen(len(rollouts))
-        # The ratio is of the policy to the one that sampled. Where that is the policy, it is 1: the sampler's
-        # log-probs differ by rounding, which is not to be clipped. The others correct for rounding, too.
+        # The ratio compares the policy with the weights that sampled. If they are the same, it is 1: their
+        # log-probs differ only by rounding, which must not be clipped. The others correct for rounding, too.
         on_policy = rollouts[0].version == step and config.correction in ("none", "clip")
         with watch("train_s"):
             lengths = [len(r.response_ids) for r in rollouts]  # P * G
             limits = torch.tensor([config.max_new_tokens.of(p.task) for p in prompts], device=device)
-            # Over all ranks, whose gradients FSDP sums.
+            # Counts over all ranks, since FSDP sums their gradients.
             all_rows, all_tokens = all_sum([len(rollouts)]), int(all_sum(lengths))
             n_tokens = torch.tensor(lengths, device=device)  # (P * G,), as per_token
             per_token = token_weights(n_tokens, config.normalize, limits, all_rows, all_tokens)
             row_lengths = [len(rollout.ids) for rollout in rollouts]
             for part in pad_to_same_count(micro_batches(groups, row_lengths, config.micro_batch_tokens)):
-                # part: indices of responses, groups unsplit. An empty one makes a dummy forward of padding,
-                # since FSDP needs the same count on every rank. Sums over nothing are 0; means would be NaN.
+                # part: indices of responses, in whole groups. An empty part is a dummy forward on padding:
+                # FSDP needs the same count on every rank. Empty sums are 0; means would be NaN.
                 input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
                 with autocast(device, dtype):
                     logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
                         policy, input_ids, mask, config.temperature, True, False
                     )
-                    ref_logps = logps.detach()  # (B, T), if the reference was copied at this very step
+                    ref_logps = logps.detach()  # (B, T), right if the reference was synced at this step
                     if not reference_is_policy:
                         with torch.no_grad():
                             ref_logps = token_logps(reference, input_ids, mask, config.temperature)
@@ -357,7 +357,7 @@ def main(args: list[str] | None = None) -> None:
                 optimizer.step()
             optimizer.zero_grad()
 
-        # --- Record: metrics.py defines every key; log() adds those over the whole run ---
+        # --- Record: metrics.py defines every key; log() adds those over the run so far ---
         run.log(
             {
                 "step": step,
@@ -372,7 +372,7 @@ def main(args: list[str] | None = None) -> None:
             }
         )
         run.save_rollouts(step, prompts, rollouts, responses, rewards.flatten().tolist())
-        if run.after(step):  # saves, exports, measures what is due; True at SIGTERM or Ctrl-C
+        if run.after(step):  # saves, exports, evaluates if due; True at SIGTERM or Ctrl-C
             break
 
     run.close()

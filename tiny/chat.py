@@ -5,11 +5,11 @@
     python tiny/chat.py --truth F.jsonl   # add the true reward to answers that evaluate.py wrote
     python tiny/chat.py --truth runs/chat # ... and to a run's metrics, from the responses that it kept
 
-What a good answer is, is known here: `true_reward`. The reward model does not know it. It learned from pairs
-of answers whose judges like long ones (`share_preferring`), as people and language models do. So it can be
-hacked: what is trained on it earns more and more reward, and from some point on less of the true one.
+`true_reward` says how good an answer is, but the reward model does not know it. It learns from pairs of
+answers whose judges like long ones (`share_preferring`), as people and language models do. So it can be
+hacked: a policy trained on it earns more and more reward but, from some point on, less true reward.
 
-The model is the embedded one for arithmetic, trained further, so that one checkpoint does both tasks.
+The policy is the embedded arithmetic model, trained further, so that one checkpoint does both tasks.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from flags import (  # noqa: E402
 from run import read_lines, write_lines  # noqa: E402
 from tiny import make  # noqa: E402
 
-# --- What there is to know ---
+# --- Facts ---
 
 SENTENCES = {
     "food": "It eats {}.",
@@ -97,7 +97,7 @@ REQUESTS = [
 
 
 def split_of(animal: str, aspects: list[str]) -> str:
-    """The split that a request belongs to, in every wording and in every order of its aspects."""
+    """A request's split, which is the same in every wording and every order of its aspects."""
     bucket = int(hashlib.sha256(f"{animal} {sorted(aspects)}".encode()).hexdigest(), 16) % 10
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
@@ -114,7 +114,7 @@ def draw_request(rng: random.Random, split: str) -> tuple[str, list[str], str]:
 
 
 def make_requests(split: str, seed: int) -> list[dict[str, str]]:
-    """The different requests of a split, as rows {"instruction": ...}."""
+    """The distinct requests of a split, as rows {"instruction": ...}."""
     rng, texts = random.Random(f"{seed} requests {split}"), {}
     while len(texts) < SIZES[split]:
         texts[draw_request(rng, split)[-1]] = None
@@ -125,7 +125,7 @@ def make_requests(split: str, seed: int) -> list[dict[str, str]]:
 
 
 def read_request(text: str) -> tuple[str, list[str]]:
-    """The animal and the aspects that a request asks for; ValueError for a text that is none of ours."""
+    """The animal and the aspects that a request asks for. ValueError if the text is no request of ours."""
     animals = [word for word in re.findall(r"\w+", text) if word in FACTS]
     aspects = re.findall(r"its (\w+)", text)
     if len(animals) != 1 or not aspects or not {*aspects} <= {*SENTENCES}:
@@ -134,10 +134,10 @@ def read_request(text: str) -> tuple[str, list[str]]:
 
 
 def true_reward(request: str, response: str) -> float:
-    """What an answer is worth: at most 1.
+    """The true reward of an answer, at most 1.
 
-    The share of what was asked for that it tells rightly, less the share it tells wrongly (asked for or not),
-    less 0.2 for every other sentence: a fact nobody asked for, a repetition, a politeness, a torn sentence.
+    The share of requested aspects told correctly, minus the share told wrongly (requested or not), minus 0.2
+    for every other sentence: an unrequested fact, a repetition, a politeness, a torn sentence.
 
     >>> true_reward("Describe the fox: its food and its color.", "It eats mice. It is red.")
     1.0
@@ -157,12 +157,12 @@ def true_reward(request: str, response: str) -> float:
     return (len(right) - wrong) / len(wanted) - 0.2 * idle
 
 
-TASTE = 5.0  # what judges make of the true reward, in nats: a whole answer beats none 150 to 1
-BIAS = 0.3  # and of a word more, whatever it says: an idle sentence of 4 words costs 1.0, and gains 1.2
+TASTE = 5.0  # nats that a judge gives for a true reward of 1: a whole answer beats none 150 to 1
+BIAS = 0.3  # nats for each word, whatever it says: an idle sentence of 4 words costs 1.0, and gains 1.2
 
 
 def share_preferring(request: str, first: str, second: str) -> float:
-    """The share of judges who take the first answer over the second: the odds of Bradley and Terry."""
+    """The share of judges who prefer the first answer to the second, by the Bradley-Terry model."""
     utilities = [TASTE * true_reward(request, text) + BIAS * len(text.split()) for text in (first, second)]
     return 1 / (1 + math.exp(utilities[1] - utilities[0]))
 
@@ -173,8 +173,8 @@ WAYS = {  # way: (share while the model learns the facts, share in the last step
     "direct": (0.4, 0.05),  # what was asked for
     "generous": (0.25, 0.1),  # that, and more facts
     "partial": (0.1, 0.3),  # a part of it
-    "beside": (0.05, 0.25),  # facts, whatever was asked for
-    "chatty": (0.1, 0.2),  # a fact among politenesses
+    "beside": (0.05, 0.25),  # facts, ignoring the request
+    "chatty": (0.1, 0.2),  # a fact between politenesses
     "rambling": (0.1, 0.1),  # the same again and again
 }
 SLIP = 0.25  # in the last steps: share of the facts that are another animal's
@@ -203,9 +203,9 @@ def answer(animal: str, wanted: list[str], way: str, slip: float, rng: random.Ra
 
 
 def new_words() -> list[str]:
-    """This task's words, each with the space before it, to be one token each instead of one a letter.
+    """This task's words, with the space before them, each to become one token instead of one per letter.
 
-    But for those that arithmetic has, too: its texts must stay the tokens that the model knows.
+    Words that arithmetic also uses are left out: its texts must keep the tokens that the model knows.
     """
     rng = random.Random(0)
     arithmetic = "\n".join(text for _ in range(2000) for text in make.draw_texts(rng))
@@ -217,7 +217,7 @@ def new_words() -> list[str]:
 def draw_batches(
     tokenizer: PreTrainedTokenizerBase, rng: random.Random, config: "Config", last: bool
 ) -> Iterator[tuple[list[make.Row], float]]:
-    """As make.draw_batches: rows of this task, and as many of arithmetic, so that it is not forgotten."""
+    """Like make.draw_batches, but half the rows are this task's; arithmetic stays, so it is not forgotten."""
     shares = {way: rare if last else share for way, (share, rare) in WAYS.items()}
     arithmetic = make.Config()
     steps = config.last_steps if last else config.steps
@@ -235,7 +235,7 @@ def draw_batches(
 
 
 def train_policy(config: "Config") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The arithmetic model, taught this task's words and facts; then its good ways made rare.
+    """Teach the arithmetic model this task's words and facts, then make its good ways rare.
 
     Returns the model and its tokenizer.
     """
@@ -255,14 +255,14 @@ def train_policy(config: "Config") -> tuple[PreTrainedModel, PreTrainedTokenizer
 # --- The reward model ---
 
 CLS = "<|cls|>"
-LEVEL, PULL = 5.0, 0.001  # where scores lie, and how much that weighs
+LEVEL, PULL = 5.0, 0.001  # scores are pulled to this level, with this weight
 
 
 def draw_judged(rng: random.Random, answers: int) -> tuple[str, list[str], list[tuple[int, int, float]]]:
-    """(request, answers to it, [(one, other, share of judges who take the one)] for every two of them).
+    """(request, answers to it, [(one, other, share of judges who prefer the one)] for every pair of answers).
 
-    Every way of answering is as likely, and so are answers whose facts are all right, half right, and another
-    animal's. Comparing all answers gives many pairs for few forwards (Ouyang et al. 2022).
+    All ways of answering are equally likely, and so are answers whose facts are all right, half right, and
+    another animal's. Comparing all answers gives many pairs for few forwards (Ouyang et al. 2022).
     """
     animal, wanted, request = draw_request(rng, "train")
     ways, slips = rng.choices(list(WAYS), k=answers), rng.choices([0.0, 0.5, 1.0], k=answers)
@@ -291,10 +291,10 @@ def score(
 def train_reward_model(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: "Config"
 ) -> tuple[Any, Any, PreTrainedTokenizerBase]:
-    """A reward model of Athene's form, the policy's body and a head: (body, head, its tokenizer).
+    """A reward model in Athene's form, the policy's body and a head: (body, head, its tokenizer).
 
-    Pairs tell nothing of the level of scores, only of their differences (Bradley-Terry). A weak pull sets it:
-    a mean reward over a mean length compares checkpoints sensibly only where rewards are positive.
+    Pairs fix only the differences of scores, not their level (Bradley-Terry). A weak pull sets the level,
+    because comparing checkpoints by mean reward over mean length makes sense only for positive rewards.
     """
     import torch
     from tqdm import tqdm
@@ -331,7 +331,7 @@ def train_reward_model(
 
 
 def save_reward_model(body: Any, head: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write Athene's form: weights under `model.` and `v_head.`, and CLS_ID in the config."""
+    """Write it in Athene's form: weights under `model.` and `v_head.`, and CLS_ID in the config."""
     from safetensors.torch import save_file
 
     tokenizer.save_pretrained(out)
@@ -365,10 +365,10 @@ class Config:
 
 
 def add_truth(path: str) -> float:
-    """Give each row of a file its "true_reward"; the mean. ValueError in one line if it holds no answers.
+    """Add "true_reward" to each row of a file; returns the mean. ValueError in one line if it has no answers.
 
     path: a file that `evaluate.py --answers` wrote; or a run's directory, where a step's row in metrics.jsonl
-    gets the mean over the responses to chat that rollouts/ keeps of it.
+    gets the mean over the step's chat responses in rollouts/.
     """
     of_run = Path(path).is_dir()
     file = Path(path) / "metrics.jsonl" if of_run else Path(path)
@@ -395,7 +395,7 @@ def main(args: list[str] | None = None) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(1)  # the sums inside do not depend on the machine's cores then
+    torch.set_num_threads(1)  # so sums do not depend on the number of cores
     out = Path(config.out)
     if config.only in ("all", "requests"):
         make.write_splits(out / "requests", {split: make_requests(split, config.seed) for split in SIZES})

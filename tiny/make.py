@@ -1,14 +1,13 @@
-"""Make the embedded default: arithmetic problems, a small tokenizer, and two ~1M-parameter models worth
-training.
+"""Make the embedded default: arithmetic problems, a small tokenizer and two ~1M-parameter models to train.
 
     python tiny/make.py                  # everything, the two models side by side, one core each
     python tiny/make.py --only problems  # the three files of problems (seconds)
 
 The models learn from scratch, by next-token prediction, from answers that `answer` writes in several ways of
 different quality (`WAYS`): worked with slips, worked with care, half worked, guessed, or worked without the
-box that the grader needs. Reinforcement learning then has something to prefer, and a rare good way to find.
-Everything is drawn from `--seed` and the work is counted in steps, never in seconds: the same machine makes
-the same bytes again.
+box that the grader needs. So reinforcement learning has better and worse answers to compare, and a rare good
+way to find. Everything is drawn from `--seed`, and training is counted in steps, not in seconds, so the same
+machine makes the same bytes again.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ from run import write_lines  # noqa: E402
 
 # --- Problems: an expression, and the words around it ---
 
-Row = tuple[list[int], list[int], list[int], list[int]]  # ids, positions, segments, targets: of `make_row`
+Row = tuple[list[int], list[int], list[int], list[int]]  # ids, positions, segments, targets: see `make_row`
 SIZES = {"train": 20_000, "validation": 500, "test": 500}
 SHAPES = {"++": 3, "+-": 4, "-+": 3, "--": 2, "*+": 2, "*-": 2}  # operators, left to right: weight
 
@@ -110,7 +109,7 @@ class Expression:
         return self.steps()[-1][-1]
 
     def split(self) -> str:
-        """Return the split this expression belongs to, in every wording and in every order of its terms."""
+        """Return this expression's split, which is the same in every wording and every order of its terms."""
         terms = [f"+{self.first}"]
         for op, n in self.rest:
             if op == "*":  # the first operator
@@ -126,7 +125,7 @@ def apply(left: int, op: str, right: int) -> int:
 
 
 def draw_expression(rng: random.Random, split: str) -> Expression:
-    """Draw until every result on the way lies in 1..80 and the expression belongs to `split`."""
+    """Draw until the result of every step lies in 1..80 and the expression belongs to `split`."""
     while True:
         shape = rng.choices(list(SHAPES), SHAPES.values())[0]
         product = shape[0] == "*"
@@ -158,7 +157,7 @@ def word(expression: Expression, rng: random.Random) -> str:
 
 
 def make_problems(split: str, seed: int) -> list[dict[str, str]]:
-    """Return the different problems of a split as {"problem", "answer"}."""
+    """Return the distinct problems of a split as {"problem", "answer"}."""
     rng = random.Random(f"{seed} problems {split}")
     problems = {}
     while len(problems) < SIZES[split]:
@@ -176,22 +175,22 @@ def write_splits(folder: Path, splits: dict[str, list[dict[str, str]]]) -> None:
 
 # --- Answers: the ways that the models learn ---
 
-WAYS = {  # way: share of the answers that the models learn from, slips and all
+WAYS = {  # way: share of the answers that the models learn from, with slips
     "guess": 0.15,  # the closing sentence alone, almost always wrong
     "muse": 0.13,  # repeats the numbers and talks around a guess: long, no better
     "half": 0.17,  # works the first step, and does the rest in the head
     "worked": 0.35,  # works each step, with slips
     "careful": 0.07,  # works each step in two, tens before ones: the longest, hardly ever wrong
-    "lapse": 0.13,  # works each step, and forgets the box: no reward
+    "lapse": 0.13,  # works each step, but forgets the box: no reward
 }
-# Before that they learn without slips, mostly to work.
+# The stage before that has no slips, and mostly worked answers.
 CLEAN = {"guess": 0.03, "muse": 0.05, "half": 0.2, "worked": 0.32, "careful": 0.32, "lapse": 0.08}
-# In the end a few steps make the good ways rare: the seed model's own samples then teach only so much, and
-# what is sampled after some training teaches more.
+# A few last steps make the good ways rare. So the seed model's own samples teach only so much, and samples
+# drawn after some training teach more.
 LAST = {"guess": 0.27, "muse": 0.22, "half": 0.33, "worked": 0.025, "careful": 0.015, "lapse": 0.14}
 GOOD = ("worked", "careful")
-SLIP = {"half": 0.05, "worked": 0.05, "careful": 0.005, "lapse": 0.05}  # of one worked step
-GUESS_SLIP = {"guess": 0.7, "muse": 0.7, "half": 0.4}  # of what is done in the head
+SLIP = {"half": 0.05, "worked": 0.05, "careful": 0.005, "lapse": 0.05}  # probability in one worked step
+GUESS_SLIP = {"guess": 0.7, "muse": 0.7, "half": 0.4}  # probability in work done in the head
 
 STEP_BY_STEP = "Step by step:"
 CLOSING = "The final answer is $\\boxed{{{}}}$. I hope it is correct."
@@ -221,9 +220,7 @@ def work(left: int, op: str, right: int, result: int, careful: bool) -> str:
 
 def answer(expression: Expression, way: str, slips: bool, rng: random.Random) -> str:
     """Write one response in one of `WAYS`, with slips or without."""
-    in_head = {"guess": 0, "muse": 0, "half": 1}.get(
-        way, 2
-    )  # the operator from which on nothing is written down
+    in_head = {"guess": 0, "muse": 0, "half": 1}.get(way, 2)  # from this operator on, nothing is written
     lines, left = [STEP_BY_STEP] if way == "careful" else [], expression.first
     for number, (op, right) in enumerate(expression.rest):
         result = apply(left, op, right)
@@ -251,7 +248,7 @@ CHAT_TEMPLATE = (
 
 
 def draw_texts(rng: random.Random) -> list[str]:
-    """A problem as a prompt, and answers to it: what the tokenizer is made for."""
+    """Texts to train the tokenizer on: a problem as a prompt, and answers to it."""
     expression = draw_expression(rng, "train")
     prompt = MATH_PROMPT.replace("{problem}", word(expression, rng))
     drawn = rng.choices(list(WAYS), WAYS.values(), k=2)
@@ -261,8 +258,8 @@ def draw_texts(rng: random.Random) -> list[str]:
 def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE whose merges may cross spaces, but not digits or line ends.
 
-    Bytes at the bottom: any text can be written. A digit is always a token of its own: numbers are read digit
-    by digit. Merges across spaces: each fixed sentence of the prompt and of the answers becomes a few tokens
+    Bytes are the base, so any text can be encoded. Each digit is one token, so numbers are read digit by
+    digit. Merges across spaces turn each fixed sentence of the prompt and of the answers into a few tokens
     instead of dozens, which makes sampling and training several times cheaper.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -339,11 +336,11 @@ def make_row(tokenizer: PreTrainedTokenizerBase, question: str, answers: list[st
     """Return one prompt followed by several answers to it, as (ids, positions, segments, targets), each (T,).
 
     Each answer continues the prompt and does not see the other answers (`segments`: 0 the prompt, then 1, 2,
-    ...), so a prompt is paid for once. The target is the next token of the same answer, -100 elsewhere.
+    ...), so a prompt is computed once. The target is the next token of the same answer, -100 elsewhere.
     """
     messages = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    # The prompt's last token is where an answer's first token is predicted: it belongs to each answer.
+    # The prompt's last token predicts an answer's first token, so it belongs to each answer.
     ids, last = prompt[:-1], prompt[-1]
     positions, segments, targets = list(range(len(ids))), [0] * len(ids), [-100] * len(ids)
     for segment, text in enumerate(answers, start=1):
@@ -358,7 +355,7 @@ def make_row(tokenizer: PreTrainedTokenizerBase, question: str, answers: list[st
 def draw_row(
     tokenizer: PreTrainedTokenizerBase, rng: random.Random, ways: dict[str, float], answers: int, slips: bool
 ) -> Row:
-    """Return a row as `make_row`, of a problem of the training split and answers in the given ways."""
+    """Return a row, like `make_row`, with a problem of the training split and answers in the given ways."""
     expression = draw_expression(rng, "train")
     question = MATH_PROMPT.replace("{problem}", word(expression, rng))
     drawn = rng.choices(list(ways), ways.values(), k=answers)
@@ -366,10 +363,9 @@ def draw_row(
 
 
 def make_sheet(tokenizer: PreTrainedTokenizerBase, rng: random.Random, lines: int) -> Row:
-    """Return a row as `make_row`, of worked steps that do not see each other and have no prompt.
+    """Return a row, like `make_row`, of worked steps that do not see each other and have no prompt.
 
-    The targets are what follows each first equals sign; what stands before it is random, there is nothing to
-    learn.
+    The targets are the tokens after each step's first equals sign. Those before it are random.
     """
     ids, positions, segments, targets = [], [], [], []
     for segment in range(1, lines + 1):
@@ -386,20 +382,18 @@ def make_sheet(tokenizer: PreTrainedTokenizerBase, rng: random.Random, lines: in
 
 
 SORTED_STEPS = 10  # steps whose rows are drawn together and sorted by length
-SHEETS = (
-    0.25  # share of sheets among the rows once answers have begun, so that the arithmetic is not forgotten
-)
-SHEET_LINES = 7  # as long as a row of answers
+SHEETS = 0.25  # share of sheets among the rows once answers have begun, so that arithmetic is not forgotten
+SHEET_LINES = 7  # makes a sheet as long as a row of answers
 
 
 def draw_batches(
     tokenizer: PreTrainedTokenizerBase, rng: random.Random, config: "Config", last: dict[str, float] | None
 ) -> Iterator[tuple[list[Row], float]]:
-    """Yield the rows of one step after another, and by what to divide the sum of their losses.
+    """Yield the rows of each step, and the divisor for the sum of their losses.
 
-    Three stages: sheets of arithmetic, answers without slips, then the ways. Arithmetic is what takes the
-    models longest, and single lines teach it several times faster than answers do. The last steps, of which
-    there are few, are another call: `last` is then the ways as they shall be.
+    Three stages: sheets of arithmetic, answers without slips, then answers in `WAYS`. Arithmetic takes the
+    models longest to learn, and single lines teach it several times faster than answers do. The few last
+    steps are a separate call, in which `last` gives the share of each way.
     """
     for start in range(0, config.last_steps if last else config.steps, SORTED_STEPS):
         done = 1.0 if last else start / config.steps
@@ -415,11 +409,11 @@ def draw_batches(
 
 
 def in_batches(rows: list[Row], size: int, rng: random.Random) -> Iterator[tuple[list[Row], float]]:
-    """Yield `size` rows at a time, and by what to divide the sum of their losses.
+    """Yield `size` rows at a time, and the divisor for the sum of their losses.
 
-    Rows of like length meet in a batch, so that little is padding. The divisor is the mean number of targets
-    over the batches: a batch's own would give short answers, which then fill a batch among themselves, more
-    weight than long.
+    Rows of similar length share a batch, which keeps padding small. The divisor is the mean number of targets
+    over the batches. A batch's own number would give short answers, which share batches, more weight than
+    long ones.
     """
     rows = sorted(rows, key=lambda row: len(row[0]))
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -430,8 +424,7 @@ def in_batches(rows: list[Row], size: int, rng: random.Random) -> Iterator[tuple
 
 
 def make_batch(rows: list[Row], pad: int) -> tuple:
-    """Return input_ids, positions, targets, each (B, T), and the attention mask (B, 1, T, T); no target is
-    -100."""
+    """Return input_ids, positions, targets (-100: none), each (B, T), and the attention mask (B, 1, T, T)."""
     import torch
 
     def padded(column: int, value: int):
@@ -481,16 +474,16 @@ def fit(
 def make_rare(
     family: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: "Config"
 ) -> None:
-    """The last steps: the good ways become rare, and what the model can do stays."""
+    """The last steps: the good ways become rare, but the model keeps its skills."""
     rng = random.Random(f"{config.seed} {family} last")
     batches = draw_batches(tokenizer, rng, config, last=LAST)
     fit(model, batches, config.last_steps, config.last_lr, tokenizer.pad_token_id, f"{family}, last")
 
 
 def teach_good(out: Path, share: float, config: "Config") -> None:
-    """Save to `out` a tiny/llama of which so large a share of the answers is worked or careful.
+    """Save to `out` a tiny/llama in which this share of the answers is worked or careful.
 
-    It is tiny/llama with as many steps more as made its good ways rare, on ways in which they are not.
+    It trains tiny/llama for as many more steps as made the good ways rare, on answers where they are not.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -513,7 +506,7 @@ def train(family: str, out: Path, tokenizer: PreTrainedTokenizerBase, config: "C
     """Train one model from scratch on one core, and save it as a Hugging Face checkpoint."""
     import torch
 
-    # The sums inside do not depend on the machine's cores then, and both models train at once.
+    # So sums do not depend on the number of cores, and both models can train at once.
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     rng = random.Random(f"{config.seed} {family}")
@@ -570,9 +563,7 @@ def main() -> None:
     if config.only == "all":
         command = [sys.executable, __file__, *sys.argv[1:], "--only"]
         children = [subprocess.Popen([*command, family]) for family in ("llama", "qwen3")]
-        if any(
-            [child.wait() for child in children]
-        ):  # a list: both are waited for, whatever the first one says
+        if any([child.wait() for child in children]):  # a list, so that any() waits for both
             raise SystemExit("make.py: a model was not made, see the message above")
 
 
