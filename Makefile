@@ -1,5 +1,6 @@
 # make demo   watch a 1M-parameter model learn by semi-online DPO, then measure it (4 minutes on 2 cores)
 # make test   lint, and the fast tests           make slow   the tests that take minutes
+# make docs-test  the walkthrough, the exercises and the commands of the documents (a quarter of an hour)
 # make lint   ruff alone                         make venv   only install, from requirements-$(DEVICE).txt
 # make figures  redraw the figures and tables of results/ from the runs there, without training (minutes)
 # make clean  remove .venv and the demo's run
@@ -15,7 +16,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 RUN := runs/demo
 
-.PHONY: help demo figures test slow lint venv clean
+.PHONY: help demo figures test slow docs-test lint venv clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -36,6 +37,9 @@ figures: venv
 test: lint
 	@echo "test: the fast tests (make slow runs the others)"
 	@$(PY) -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+docs-test: venv
+	@$(PY) -m pytest -q tests/test_docs.py tests/test_docs_commands.py tests/test_readme.py
 
 slow: venv
 	@echo "slow: the tests that take minutes"

@@ -229,3 +229,21 @@ def test_ipo_run(train, solution):
     """A solution that trains with DPO's loss all the same. Break: drop its line before main()."""
     (row,) = train(solution("ipo.py"), "--steps", "1", "--beta", "1")
     assert row["margin"] == 0 and row["loss"] == pytest.approx(1 / 4)  # DPO's: log 2
+
+
+def experiments():
+    """The training commands of README's table of experiments, without `torchrun`, as words."""
+    readme = (ROOT / "README.md").read_text()
+    found = [shlex.split(span)[1:] for span in re.findall(r"`(torchrun train_\w+\.py[^`]*)`", readme)]
+    return [words for words in found if "--run-dir" in words]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", experiments(), ids=" ".join)
+def test_experiments_of_the_readme_run(words, tmp_path):
+    """A command that parses and does not run: two small steps of each. Break: --pairing all in chat."""
+    script, *flags = words
+    flags[flags.index("--run-dir") + 1] = str(tmp_path / "run")
+    small = ["--steps", "2", "--prompts-per-step", "4", "--samples-per-prompt", "4"]
+    subprocess.run([sys.executable, script, *flags, *small], cwd=ROOT, check=True, timeout=300)
+    assert len(read_metrics(tmp_path / "run")) == 2
