@@ -1,24 +1,24 @@
-"""The prompts: problems with their gold answers, and requests that people put to a chat model.
+"""Load prompts: problems with their gold answers, and requests to a chat model.
 
     load_prompts("tiny")                             the embedded problems (tiny/make.py), the training split
     load_prompts("tiny@test")                        ... the held-out ones
     load_prompts("problems.jsonl")                   a .jsonl(.gz), .json(.gz) or .parquet file, every row
     load_prompts("AI-MO/NuminaMath-CoT@validation")  a data set on the Hugging Face Hub, or in a folder
-    load_prompts("openai/gsm8k:main")                one that comes in several configurations
+    load_prompts("openai/gsm8k:main")                one that has several configurations
     load_prompts("chat=allenai/WildChat-1M")         requests; chat=tiny are the embedded ones (tiny/chat.py)
     load_sources(["math=tiny:2", "chat=tiny:1"])     both, two math prompts for each chat prompt
 
-Each row is judged by its own fields, in small or capital letters; null and [] are no values. The first wins:
+Each row is read by its own fields, in any case; null and [] count as absent. The first one found wins:
 
-problem  `prompt` or `context_messages`, a list of messages (verl, DAPO, TRL, OpenRLHF): used as they stand;
+problem  `prompt` or `context_messages`, a list of messages (verl, DAPO, TRL, OpenRLHF): used as they are;
          `problem`, `question`, a text: wrapped in the paper's prompt;
          `prompt`, `input`, a text (TRL, OpenRLHF): wrapped, too, unless it says how to answer (SAYS_HOW);
-         `messages`, `conversations`: used as they stand, up to the user's last turn
+         `messages`, `conversations`: used as they are, up to the user's last turn
 gold     `ground_truth` in `reward_model`, `answer`, the last box of `solution`, `ground_truth`, `label`,
-         `target`, a short `solution` that is not beside a `problem`, the assistant's last box
+         `target`, a short `solution` without a `problem`, the assistant's last box
 request  a string; the user's first turn in a list (CONVERSATIONS, `prompt`); `instruction`, `prompt`, `input`
 
-All but `tiny` are split by a hash of the prompt's text; not so a set whose only part is test or validation.
+Data are split by a hash of the prompt's text, except `tiny` and sets whose only part is test or validation.
 """
 
 import gzip
@@ -51,10 +51,10 @@ HELD_OUT = {"math": 1980, "chat": 470}  # prompts in validation, and as many in 
 # owner/name, with a dot only before a digit (NuminaMath-1.5): data/typo.txt is a mistake, not a Hub name.
 HUB_NAME = re.compile(r"[\w-]+/[\w-]+(\.\d[\w-]*)*(:[\w.-]+)?")
 
-CACHED_FROM = 5000  # prompts: what is computed of fewer is not kept on disk, since it takes seconds at most
+CACHED_FROM = 5000  # prompts: with fewer nothing is cached on disk, since computing it takes seconds at most
 
-# The user turn (the paper's figure 4). Whether its three parts are one or two line breaks apart cannot be
-# read in our copy: one is a departure that may be none.
+# The user turn (the paper's figure 4). Its three parts are one line break apart; the paper may have two,
+# which our copy does not show.
 MATH_PROMPT = (
     "Given the following problem, reason and give a final answer to the problem.\n"
     "Problem: {problem}\n"
@@ -71,7 +71,7 @@ ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 SAYS_HOW = re.compile(r"\\boxed|####|</?answer>|step[ -]by[ -]step")  # not AMC's "final answer"
 PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")  # two words: a solution, not an answer
 
-# The values of `source` in NuminaMath-CoT and -1.5: a row that has one is filtered, whatever it is read from.
+# The values of `source` in NuminaMath-CoT and -1.5: a row that has one is filtered, in any file or data set.
 NUMINA_SYNTHETIC = ("orca_math", "synthetic_amc", "synthetic_math")
 NUMINA_SOURCES = NUMINA_SYNTHETIC + (
     *("amc_aime", "aops_forum", "cn_contest", "cn_k12", "gsm8k", "inequalities", "math", "metamath"),
@@ -91,7 +91,7 @@ FOREIGN = (
     "dengan dari ini na ne ve bir czy jak jest w z si se sono puoi dei della salut hola"
 )
 
-# Wide on purpose: a problem lost is one in 260,000, a proof kept is a reward that nothing can earn.
+# Broad on purpose: a lost problem is one in 260,000, but on a proof no response could earn the reward.
 ASKS_FOR_PROOF = re.compile(
     r"\b([Pp]rove|[Dd]isprove|([Ss]how|[Vv]erify|[Dd]emonstrate)\s+that|Show(?!\s+(your|all)\b))\b"
 )
@@ -103,27 +103,27 @@ class Prompt:
     task: str  # "math" or "chat": which reward scores the responses
     messages: list[dict[str, str]]  # [{"role": "user", "content": ...}], before the chat template
     answer: str | None  # the gold; None where there is nothing to verify
-    row: dict = field(default_factory=dict, repr=False)  # as it was read: kept for a reward of the user's own
+    row: dict = field(default_factory=dict, repr=False)  # as it was read: for the user's own reward
 
 
 def load_prompts(spec: str, own_reward: bool = False) -> list[Prompt]:
     """The prompts of `[TASK=]NAME[@SPLIT]`; TASK is math or chat, SPLIT is train, validation, test or all.
 
-    The default task is math, the default split `all` for a file, else `train`, or the part of a set that has
-    one. own_reward: problems need no gold, and keep their rows. Raises ValueError, in one line, on bad input.
+    The default task is math; the default split is `all` for a file, else `train`, or a set's only part.
+    own_reward: problems need no gold, and keep their rows. Raises ValueError, in one line, on bad input.
     """
     task, name, split = split_spec(spec)
     if split not in (None, *SPLITS, "all"):
         raise ValueError(f"--data {spec}: unknown split '{split}': use train, validation, test or all")
 
-    if name == "tiny":  # comes split: disjoint by construction
+    if name == "tiny":  # already split, disjoint by construction
         files = [TINY[task] / f"{part}.jsonl" for part in SPLITS if (split or "train") in (part, "all")]
         return make_prompts(chain.from_iterable(map(read_file, files)), name, task, own_reward)
     if name.endswith(SUFFIXES):
         rows, split = read_file(Path(name)), split or "all"
     elif HUB_NAME.fullmatch(name) or os.path.isdir(name):
         part, rows = read_dataset(name)
-        whole = part in ("validation", "test")  # a benchmark: nothing of it is for training
+        whole = part in ("validation", "test")  # a benchmark: none of it is for training
         if whole and split not in (None, part, "all"):
             raise ValueError(f"--data {spec}: its only part is named '{part}': use @{part}")
         if whole:
@@ -155,9 +155,9 @@ def tasks_of(specs: list[str]) -> list[str]:
 
 
 def load_sources(specs: list[str], own_reward: bool = False) -> list[tuple[list[Prompt], int]]:
-    """(prompts, weight) of each `SPEC[:WEIGHT]`: of a step's prompts a source gives its weight's share.
+    """(prompts, weight) of each `SPEC[:WEIGHT]`: a source gives its weight's share of a step's prompts.
 
-    What an earlier source has, too, is left out, counted and printed: a step must have no prompt twice.
+    Prompts that an earlier source has are left out and their count printed: no step has a prompt twice.
     """
     sources, seen = [], set()
     for spec in specs:
@@ -176,9 +176,9 @@ def load_sources(specs: list[str], own_reward: bool = False) -> list[tuple[list[
 def load_held_out(
     specs: list[str], sources: list[tuple[list[Prompt], int]], own_reward: bool = False
 ) -> dict[str, list[Prompt]]:
-    """{spec: its validation prompts}, for what is trained on; `sources` is what load_sources made of it.
+    """{spec: its validation prompts} of the training data; `sources` is load_sources(specs).
 
-    ValueError, in one line, where nothing is held out.
+    ValueError, in one line, if nothing is held out.
     """
     trained = {prompt.id for prompts, _ in sources for prompt in prompts}
     held_out = {}
@@ -244,16 +244,16 @@ def read_file(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def refuse_pointer(path: Path) -> None:
-    """ValueError in one line for what Git leaves of a large file where Git LFS is not installed."""
+    """ValueError in one line for a Git LFS pointer, which Git without LFS leaves in place of a large file."""
     with path.open("rb") as file:
         if file.read(30).startswith(b"version https://git-lfs"):
             raise ValueError(f"{path}: a Git LFS pointer, not the data: run `git lfs pull` there")
 
 
 def read_dataset(name: str) -> tuple[str, Iterator[tuple[str, dict]]]:
-    """(the part's name, its rows as read_file's) of a Hub set, a folder or a .parquet file.
+    """(the part's name, its rows as from read_file) of a Hub set, a folder or a .parquet file.
 
-    Of a set with splits only its `train` is read, and ours are cut from that: its own test set stays unseen.
+    If a set has splits, only its `train` is read, and our splits are cut from it: its test set stays unseen.
     """
     import datasets  # 1 s to import
 
@@ -278,9 +278,9 @@ def read_dataset(name: str) -> tuple[str, Iterator[tuple[str, dict]]]:
 def make_prompts(
     rows: Iterable[tuple[str, dict | str]], name: str, task: str = "math", own_reward: bool = False
 ) -> list[Prompt]:
-    """Rows to prompts, in their order. Dropped, counted and printed: of problems, those that NuminaMath's
-    filters reject or whose answer is empty (MATH's training set has four); of requests, those that are not
-    in English, too long or empty; of both, those that came before.
+    """Turn rows into prompts, in order; drop, count and print those that are repeated, problems that
+    NuminaMath's filters reject or that have no answer (MATH's training set has four), and requests that are
+    not in English, too long or empty.
     """
     prompts: dict[str, Prompt] = {}
     dropped, read, total, numina, unanswered = Counter(), Counter(), 0, False, None
@@ -327,7 +327,7 @@ def make_prompts(
 
 
 def filled(row: dict) -> dict[str, Any]:
-    """A row's fields by their names in small letters, with verl's gold, without null, NaN (pandas) and []."""
+    """A row's fields by lower-case name, with verl's gold, without null, NaN (pandas) and []."""
     fields = {key.lower(): value for key, value in row.items()}
     verl = fields.get("reward_model")
     fields["reward_model"] = verl.get("ground_truth") if isinstance(verl, dict) else None
@@ -335,7 +335,7 @@ def filled(row: dict) -> dict[str, Any]:
 
 
 def read_turns(conversation: list) -> list[dict[str, Any]]:
-    """Its turns as {"role", "content"}; ShareGPT's {"from", "value"}, too. The role may be ""."""
+    """The turns as {"role", "content"}, also from ShareGPT's {"from", "value"}. The role may be ""."""
     turns = [turn if isinstance(turn, dict) else {"content": turn} for turn in conversation]  # MT-bench's
     roles = [str(turn.get("role") or turn.get("from") or "").lower() for turn in turns]
     contents = [turn.get("content", turn.get("value")) for turn in turns]
@@ -343,7 +343,7 @@ def read_turns(conversation: list) -> list[dict[str, Any]]:
 
 
 def request_text(row: dict | str | None, where: str) -> str:
-    """The user's first turn: a string, or of a row with any of the fields above; "" if that is empty."""
+    """The user's first turn, of a string or of a row with any of the fields above; "" if it is empty."""
     if isinstance(row, str | None):
         return (row or "").strip()
     if not isinstance(row, dict):
@@ -365,9 +365,9 @@ def request_text(row: dict | str | None, where: str) -> str:
 
 
 def request_filter(row: dict | str, text: str) -> str | None:
-    """Why a request is dropped, or None. What users typed is sifted; a benchmark keeps all that it asks.
+    """Why a request is dropped, or None. Users' requests are filtered; a benchmark's are all kept.
 
-    WildChat labels a row's language. Where there is no label: `is_english`.
+    WildChat labels a row's language; without a label `is_english` guesses.
     """
     if not text:
         return "empty"
@@ -380,7 +380,7 @@ def request_filter(row: dict | str, text: str) -> str | None:
 
 
 def is_english(text: str) -> bool:
-    """A guess from the alphabet and from frequent words; what shows neither language counts as English.
+    """Guess from the alphabet and from frequent words; undecided text counts as English.
 
     >>> [is_english(text) for text in ("hello there", "Jelaskan 2 metode yang saudara pelajari", "Привет")]
     [True, False, False]
@@ -394,11 +394,11 @@ def is_english(text: str) -> bool:
 
 
 def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[], Any]) -> Any:
-    """What compute() returns, a JSON value; read from disk if it was computed of the same content before.
+    """The JSON value that compute() returns, read from disk if it was computed for the same content before.
 
-    It depends on `items` (messages, or golds) and on rest(), lists of JSON values, and on nothing else: a
-    hash of these and `what` name its file in ~/.cache/semi-online (or $XDG_CACHE_HOME). A broken file is not
-    trusted. SEMI_ONLINE_CACHE=off computes always.
+    It may depend only on `items` (messages, or golds) and on rest(), lists of JSON values. `what` and a hash
+    of these name its file in ~/.cache/semi-online (or $XDG_CACHE_HOME). A broken file is not used.
+    SEMI_ONLINE_CACHE=off always computes.
     """
     if len(items) < CACHED_FROM or os.environ.get("SEMI_ONLINE_CACHE") == "off":
         return compute()
@@ -419,7 +419,7 @@ def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[
     value = compute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as partial:  # two runs may write the same at a time
+        with tempfile.TemporaryDirectory(dir=folder) as partial:  # two runs may write the same file
             new = Path(partial) / path.name
             new.write_text(json.dumps({"sha256": checksum(value), "value": value}), encoding="utf-8")
             new.replace(path)
@@ -441,7 +441,7 @@ def prompt_id(text: str) -> str:
 def read_problem(row: dict, where: str, own_reward: bool = False) -> tuple:
     """((its field, how it is used, the gold's field), the problem, the messages, the gold) of a row.
 
-    The row is sure to have a field for its gold, unless an own reward needs none.
+    ValueError, in one line, for a row without a text, or without a gold's field unless own_reward is set.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: {type(row).__name__}, not an object with 'problem' and 'answer'")
@@ -506,7 +506,7 @@ def gold_answer(row: dict, where: str = "", answer: Any = None, own_reward: bool
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""What the last \boxed{...} or \fbox{...} holds, its braces balanced, or None. MATH has `\boxed 2` too.
+    r"""The content of the last \boxed{...} or \fbox{...}, braces balanced, or None. MATH has `\boxed 2` too.
 
     >>> boxed_answer(r"so $x=\boxed{1}$, hence $\boxed{\frac{1}{2}}$.")
     '\\frac{1}{2}'
@@ -516,7 +516,7 @@ def boxed_answer(text: str) -> str | None:
 
 
 def numina_filter(row: dict, problem: str, gold: str | None) -> str | None:
-    """The first of the paper's filters (section 4) that rejects the row, by its name; None if none does.
+    """The name of the first of the paper's filters (section 4) that rejects the row; None if none does.
 
     NuminaMath-1.5 labels a row: `question_type`, and "proof" or "notfound" for its answer. CoT does not.
     """
@@ -550,9 +550,9 @@ class PromptIterator:
     """`next(it)` gives this rank's P / world prompts of the next step, epoch after epoch, without end.
 
     The P prompts of a step depend on the prompts, the seed and the step alone; rank r takes the r-th slice.
-    Each epoch has an order of its own. What is left of it when it cannot fill a step opens the next epoch's
-    first step: no prompt is dropped and no step is short. Nor has a step one prompt twice, since groups are
-    told apart by prompt id; so P may not exceed the number of prompts.
+    Each epoch is shuffled anew. Prompts that are left at its end, too few for a step, start the next epoch's
+    first step: no prompt is dropped and no step is short. No step has a prompt twice, because groups are told
+    apart by prompt id; so P may not exceed the number of prompts.
     """
 
     def __init__(self, prompts: list[Prompt], per_step: int, seed: int, rank: int = 0, world: int = 1):
@@ -591,7 +591,7 @@ class PromptIterator:
         return {"step": self.step, "seed": self.seed, "prompts-per-step": self.per_step, "data": data}
 
     def load_state_dict(self, state: dict) -> None:
-        """Draw up to the step of `state`; ValueError where the steps before it were not drawn as ours are."""
+        """Draw up to the step of `state`; ValueError if its steps were drawn from other data or settings."""
         for flag, ours in self.state_dict().items():
             if flag != "step" and ours != state[flag]:
                 raise ValueError(f"--{flag} {ours}: the checkpoint has {state[flag]}: resume with the same")
@@ -601,7 +601,7 @@ class PromptIterator:
 
 
 class MixedIterator:
-    """A PromptIterator for each of `load_sources`, every step with its share of each, in their order."""
+    """A PromptIterator for each source of `load_sources`; every step has a share of each, in their order."""
 
     def __init__(self, sources, per_step: int, seed: int, rank: int = 0, world: int = 1):
         divisor = math.gcd(*(weight for _, weight in sources))

@@ -119,8 +119,8 @@ def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | N
     """Mean, standard error and standard deviation over N runs: scores (prompts, N) -> three numbers.
 
     Run j answers every prompt with its sample j. standard_deviation: between the N runs; standard_error: of
-    their mean, standard_deviation / sqrt(N); both None for N = 1. NaN, a dropped response, does not count,
-    nor a run of nothing else; without any other all three are None.
+    their mean, standard_deviation / sqrt(N); both None for N = 1. NaN marks a dropped response: it is not
+    counted, nor is a run of NaN alone. If nothing is left, all three are None.
     (The brackets in the paper's tables are as wide as a single run's standard deviation: docs/metrics.md.)
     """
     n = len(scores[0])
@@ -135,9 +135,9 @@ def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | N
 def summarize(scores: list[list[float]]) -> dict[str, Any]:
     """Accuracy over N samples of each problem: scores (problems, N) of 0.0 or 1.0 -> a dictionary.
 
-    pass_at_n: share of problems that at least one of the N samples gets right; pass_at_k: the same of k < N
-    samples, {k: share} for powers of 2. right: of each problem, how many of its samples are right; two models
-    can be compared by it, problem by problem.
+    pass_at_n: share of problems that at least one of the N samples gets right; pass_at_k: the same for k < N
+    samples, {k: share} for powers of 2. right: how many samples of each problem are right, to compare two
+    models problem by problem.
 
     >>> summarize([[1.0, 0.0], [1.0, 1.0]])["accuracy"]
     0.75
@@ -159,8 +159,8 @@ def summarize(scores: list[list[float]]) -> dict[str, Any]:
 def pass_at_k(right: list[int], n: int, k: int) -> float:
     """The expected share of problems that at least one of k samples gets right, from n samples each.
 
-    1 - C(n - right, k) / C(n, k), unbiased (Chen et al. 2021, arXiv 2107.03374, equation 1); right: of each
-    problem, how many of its n samples are right.
+    1 - C(n - right, k) / C(n, k), unbiased (Chen et al. 2021, arXiv 2107.03374, equation 1); right: how many
+    of each problem's n samples are right.
 
     >>> pass_at_k([0, 1, 4], n=4, k=2)
     0.5
@@ -169,10 +169,10 @@ def pass_at_k(right: list[int], n: int, k: int) -> float:
 
 
 def majority(responses: list[list[str]], scores: list[list[float]]) -> float:
-    """Share of problems whose commonest answer is right: (problems, N) each.
+    """Share of problems whose most common answer is right: (problems, N) each.
 
-    An answer is what the last box holds, as meant (grader/as_meant.py); a response without one has no vote.
-    Of equally common answers the first sampled counts.
+    An answer is the last box's content, as meant (grader/as_meant.py); a response without a box has no vote.
+    Among equally common answers the first sampled counts.
     """
     right = []
     for texts, row in zip(responses, scores, strict=True):
@@ -186,7 +186,7 @@ def summarize_rewards(scores: list[list[float]], lengths: list[list[int]]) -> di
     """Rewards of N samples of each prompt: scores and lengths (tokens), (prompts, N) each -> a dictionary.
 
     length_normalized_reward: mean reward over mean length, by which the paper chooses checkpoints (section
-    6). It means something only where rewards are positive.
+    6). It is meaningful only if rewards are positive.
     """
     reward, error, deviation = over_runs(scores)
     return {
@@ -200,7 +200,7 @@ def summarize_rewards(scores: list[list[float]], lengths: list[list[int]]) -> di
 
 
 def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Prompt], Scorer | None]:
-    """Check all that the user gave before any work: ValueErrors in one line.
+    """Check all user input before any work: ValueErrors in one line.
 
     Returns, for each model, (the checkpoint's path, its tokenizer, fit_context()'s two numbers); the prompts;
     their scorer (None for answers to requests that are only written to a file).
@@ -234,7 +234,7 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
 
 
 def files_of(config: Config, flag: str) -> list[Path | None]:
-    """The file that --out or --answers names for each model. ValueError in one line if they cannot be had."""
+    """The file that --out or --answers names for each model. ValueError in one line if one is unusable."""
     pattern = getattr(config, flag)
     if not pattern:
         return [None] * len(config.model)
@@ -249,7 +249,7 @@ def files_of(config: Config, flag: str) -> list[Path | None]:
 
 
 def accuracy(model: str, data: str, n: int = 50, **settings) -> dict[str, Any]:
-    """Sample n answers to each prompt and score them: a summary, and what it took to get it.
+    """Sample n answers to each prompt and score them: a summary, with the settings and the seconds.
 
     model: a checkpoint's or a run's directory, or a Hub name. data: a spec for load_prompts; problems give
     summarize()'s dictionary, requests, and problems with a reward, summarize_rewards()'s. settings: the other
@@ -268,10 +268,10 @@ def weight_files(path: str) -> list[Path]:
 
 
 def engine_kind(path: str, tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> list | None:
-    """What an engine is started with beside the weights: checkpoints of equal kinds can share one.
+    """Everything but the weights that an engine is started with: checkpoints of equal kinds can share one.
 
-    None if the weights cannot be handed over one by one: they are quantized, or the file has other ones than
-    the model (as where experts are fused).
+    None if the weights cannot be loaded one by one: they are quantized, or the file's tensors are not the
+    model's (for example where experts are fused).
     """
     config, in_files = load_config(path), []
     for file in weight_files(path):
@@ -288,7 +288,7 @@ def engine_kind(path: str, tokenizer: PreTrainedTokenizerBase, max_model_len: in
 
 
 def replace_weights(generator: Generator, path: str, device: torch.device) -> None:
-    """Load a checkpoint of the same engine_kind() into an engine. SyncError unless it holds just that."""
+    """Load a checkpoint of the same engine_kind() into an engine. SyncError unless it arrived exactly."""
     own, sent = dict(meta_model(load_config(path)).named_parameters()), {}  # has a tied head once
 
     def weights() -> Iterator[tuple[str, Tensor]]:
@@ -326,7 +326,7 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
                 prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
             )
             greedy = []
-            if config.greedy and prompts[0].task == "math":  # a top-p so small leaves one token
+            if config.greedy and prompts[0].task == "math":  # so small a top-p leaves one token
                 greedy = generator.sample(prompts, 1, 1.0, 1e-6, max_new_tokens, seeds)
             if kinds[number] is None or kinds[number] != kinds[number + 1]:
                 generator.close()
@@ -370,7 +370,7 @@ def score(
 ) -> tuple[dict[str, Any], list[dict]]:
     """Score one model's rollouts: the summary, and all answers as rows."""
     n = config.n
-    repeated = [prompt for prompt in prompts for _ in range(n)]  # one a response
+    repeated = [prompt for prompt in prompts for _ in range(n)]  # one per response
     rollouts = [rollout for group in groups for rollout in group]
     responses = tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
     lengths = [len(r.response_ids) for r in rollouts]
@@ -382,7 +382,7 @@ def score(
     if scorer:
         scorer.set_counts(dict.fromkeys(scorer.counts(), 0))  # count what goes wrong with this model alone
         if scorer.model:
-            set_date(scorer.model.tokenizer, tokenizer.date)  # the model's before may have had another
+            set_date(scorer.model.tokenizer, tokenizer.date)  # the previous model may have had another
         scores = scorer.score(repeated, responses)
         if prompts[0].task == "math" and not config.reward:
             summary = summarize(by_prompt(scores))
@@ -428,7 +428,7 @@ def main(args: list[str] | None = None) -> None:
                 write_json(out, result)
             if answers:
                 write_lines(answers, rows)
-        except OSError as error:  # the disk is full, say
+        except OSError as error:  # a full disk, for example
             exit_with(f"{error.filename or out or answers}: {error.strerror}; measured: {json.dumps(result)}")
 
 

@@ -1,4 +1,4 @@
-"""What can be set: the types of flags, the flags that both train scripts share, and their parsing.
+"""Flags: their types, those that both train scripts share, and their parsing.
 
 A script's flags are the fields of a dataclass, its `Config`; `transformers.HfArgumentParser` reads them.
 """
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-# What libraries read once, when they are imported. So flags comes before all of them (pyproject.toml sorts it
-# there), in every program; the servers and measurements that a run starts inherit it.
+# Libraries read these variables once, when they are imported. So every program imports flags before them
+# (pyproject.toml sorts it there); the servers and measurements that a run starts inherit the variables.
 if "OMP_WAIT_POLICY" not in os.environ:
-    # Rounds that a waiting thread of OpenMP spins before it sleeps. By default some 300,000: beside other
-    # programs it then burns the time that the thread which it waits for needs (results/busy).
+    # Rounds that a waiting OpenMP thread spins before it sleeps, by default some 300,000. Beside other
+    # programs such a thread burns the CPU time that the thread it waits for needs (results/busy).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-if not sys.stderr.isatty():  # a file: no walls of progress bars, but for the run's own (life.py)
+if not sys.stderr.isatty():  # a file: no progress bars, except the run's own (life.py)
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 from transformers import HfArgumentParser  # noqa: E402
@@ -34,7 +34,7 @@ Value = TypeVar("Value")
 
 
 def number(text: str | float, accepts: Callable[[float], bool], meaning: str) -> float:
-    """A flag's text as a float that `accepts` holds for; else the error that argparse prints."""
+    """A flag's text as a float that `accepts` allows; otherwise an error that argparse prints."""
     try:
         value = float(text)
     except ValueError:
@@ -86,7 +86,7 @@ class Limits(str):
 
 
 class OwnFunction(str):
-    """A flag's type: FILE.py:NAME, a function in a file that is there."""
+    """A flag's type: FILE.py:NAME, a function in a file that exists."""
 
     def __new__(cls, text: str):
         text = expand(text)
@@ -148,13 +148,13 @@ def why_not(path: str | Path, folder: bool) -> str | None:
     above = next(part for part in (path, *path.parents) if os.path.exists(part) and (folder or part != path))
     if not above.is_dir():
         return "is a file" if above == path else f"cannot be written: {above} is a file"
-    if not os.access(above, os.W_OK):  # a file is written beside its place, and renamed
+    if not os.access(above, os.W_OK):  # a file is written beside its place, then renamed
         return f"no permission to write in {above}"
     return None
 
 
 def expand(text: str) -> str:
-    """A path, or TASK=PATH, with the home folder for ~: a shell leaves the one in --run-dir=~/x alone."""
+    """A path, or TASK=PATH, with ~ expanded, because a shell does not expand it in --run-dir=~/x."""
     task, path = re.fullmatch(r"([^/~]*=)?(.*)", text, re.DOTALL).groups()
     return (task or "") + os.path.expanduser(path)
 
@@ -166,9 +166,9 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 def parse_flags(config_class: type[Value], args: list[str] | None = None) -> Value:
     """Parse the command line into a dataclass. A wrong flag ends the program with one line and exit status 2.
 
-    --help begins with the docstring of the script that defines the dataclass. In every text a ~ is expanded.
+    --help begins with the docstring of the script that defines the dataclass. Every ~ is expanded.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal in ASCII must not end a finished measurement
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal must not end a finished measurement
         sys.stdout.reconfigure(errors="backslashreplace")
     about = (sys.modules[config_class.__module__].__doc__ or "").replace("%", "%%")
     name = program().replace("%", "%%")
@@ -189,7 +189,7 @@ def parse_flags(config_class: type[Value], args: list[str] | None = None) -> Val
 
 def program() -> str:
     """The name of the running program: a script's file name, or `python -m judge`."""
-    # Under pdb there is none, or pdb's own.
+    # Under pdb the spec is None, or pdb's own.
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec and spec.origin == os.path.abspath(sys.argv[0]):
         return f"python -m {spec.name.removesuffix('.__main__')}"
@@ -204,9 +204,9 @@ def exit_with(message: Any) -> NoReturn:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Put around checks of what the user gave: an error ends the program with one line, status 2.
+    """Wrap checks of user input: a ValueError or OSError ends the program with one line, status 2.
 
-    A ValueError, or an OSError, whose text names the file that cannot be read or written.
+    An OSError's text names the file that cannot be read or written.
     """
     try:
         yield
@@ -216,7 +216,7 @@ def one_line_errors() -> Iterator[None]:
 
 @dataclass
 class TrainFlags:
-    """The flags that train_dpo.py and train_grpo.py share to the letter.
+    """The flags that train_dpo.py and train_grpo.py share, with the same defaults.
 
     Each script's Config adds its own, and run_dir, sync_ref_every, lr and adam_eps, whose defaults differ.
     """

@@ -40,13 +40,13 @@ from run import (
     run_date,
 )
 
-VALIDATION_SAMPLES = 4  # of each held-out prompt, where --eval-every chooses among checkpoints
+VALIDATION_SAMPLES = 4  # per held-out prompt, when --eval-every chooses the best checkpoint
 
 
 def prepare(config: TrainFlags) -> torch.device:
     """Join the ranks, fill in the flags whose default depends on the device, and check what needs no model.
 
-    ValueError in one line if a directory is in use, a run is resumed with other flags, or flags do not fit.
+    ValueError in one line if a directory is in use, a run is resumed with other flags, or flags conflict.
     """
     _, _, device = init_ranks()
     on_gpu = device.type == "cuda"
@@ -54,7 +54,7 @@ def prepare(config: TrainFlags) -> torch.device:
     config.micro_batch_tokens = config.micro_batch_tokens or (16384 if on_gpu else 2048)
     if rank() == 0:
         check_run_dir(config)
-    # The day stays that of the start, however long the run takes and whenever it is resumed.
+    # The date stays that of the start, however long the run takes and whenever it is resumed.
     config.date = broadcast_from_first(
         lambda: config.date or run_date(config.run_dir) or time.strftime("%Y-%m-%d")
     )
@@ -87,7 +87,7 @@ def prepare(config: TrainFlags) -> torch.device:
 def check_shared(directory: Path) -> None:
     """ValueError in one line if not all ranks see what rank 0 writes in a run's directory. All ranks call it.
 
-    Each rank writes its part of a checkpoint there: on disks of their own it could not be resumed.
+    Each rank writes its part of a checkpoint there: on separate disks the run could not be resumed.
     """
     if world_size() == 1:
         return
@@ -117,14 +117,14 @@ class Life:
         reference: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
     ):
-        """Begin the run, or with --resume bring everything to where its newest checkpoint left it.
+        """Start the run, or with --resume restore everything from its newest checkpoint.
 
         held_out: {spec: prompts} to measure on, from data.load_held_out. A wrong directory or checkpoint ends
         the program in one line.
         """
         self.config, self.held_out, self.policy = config, held_out, policy
         self.scorer, self.generator = scorer, window.generator
-        # Over all steps so far; a checkpoint keeps it.
+        # Over all steps so far; a checkpoint keeps them.
         self.counts = {"tokens": 0, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0, "drift": 0.0}
         self.checkpoints = Checkpoints(config, policy, optimizer, reference, window, scorer)
         self.start = 0
@@ -140,7 +140,7 @@ class Life:
     def steps(self) -> Iterator[int]:
         """The steps to take, under a progress bar; from now on SIGTERM and Ctrl-C ask the run to stop.
 
-        When the loop ends, by an error too, it drops this generator, and the earlier handlers come back.
+        When the loop ends, even by an error, the earlier signal handlers are restored.
         """
         self.stop = Stop()
         try:
@@ -148,7 +148,7 @@ class Life:
                 self.publish(self.start)
             shown = {"initial": self.start, "total": self.config.steps, "disable": rank() > 0}
             if not sys.stderr.isatty():
-                shown["mininterval"] = 60  # in a file, a line a minute
+                shown["mininterval"] = 60  # in a file: one line a minute
             self.bar = tqdm(range(self.start, self.config.steps), "training", **shown)
             yield from self.bar
         finally:
@@ -160,11 +160,11 @@ class Life:
         return self.counts.get("drift", 0.0)  # a checkpoint of older code has none
 
     def note_sync(self) -> None:
-        """Remember what the generator holds now: a checkpoint inside the window needs it."""
+        """Remember the weights that the generator holds now: a checkpoint inside the window needs them."""
         self.checkpoints.note_sync()
 
     def note_gradient(self, grad_norm: float | None) -> bool:
-        """Count a gradient that is not finite; None is no gradient. True if the optimizer is to step."""
+        """Count a gradient that is not finite; None means no gradient. True if the optimizer should step."""
         if grad_norm is None:
             return False
         finite = math.isfinite(grad_norm)  # on all ranks, or on none
@@ -188,7 +188,7 @@ class Life:
         self.bar.set_postfix(shown, refresh=False)
 
     def after(self, step: int) -> bool:
-        """Save, export and measure what is due after a step. True if the run is to stop, by a signal.
+        """Save, export and measure, if due after a step. True if a signal asked the run to stop.
 
         FloatingPointError after several steps in a row whose gradients were not finite.
         """
@@ -231,7 +231,7 @@ class Life:
 
 
 class Stop:
-    """SIGTERM and Ctrl-C ask a run to end after the step that it is in; a second one ends it at once."""
+    """SIGTERM or Ctrl-C ends a run after the current step; a second one ends it at once."""
 
     def __init__(self):
         self.signal, self.when = None, 0.0
@@ -249,7 +249,7 @@ class Stop:
         return all_max([self.signal is not None]) == 1
 
     def close(self) -> None:
-        """Give the signals' handlers back."""
+        """Restore the earlier signal handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -258,7 +258,7 @@ class Stop:
 def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, step: int) -> Path:
     """Write the policy atomically as a Hugging Face checkpoint, a run's export/STEP. One that exists is kept.
 
-    All ranks come here: a sharded policy is gathered from them. Rank 0 holds it whole, in float32.
+    All ranks call this, to gather a sharded policy. Rank 0 holds it whole, in float32.
     """
     final = directory / "export" / str(step)
     if broadcast_from_first(final.is_dir):
@@ -273,25 +273,25 @@ def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, director
     partial = final.with_name(f"{step}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy.save_pretrained(partial, state_dict=weights)
-    # The seed model's own file, to the letter, or none: transformers refuses to save many published ones.
+    # Copy the seed model's file unchanged, if it has one: transformers refuses to save many published ones.
     (partial / "generation_config.json").unlink()
     if text := generation_file(policy.name_or_path):
         (partial / "generation_config.json").write_text(text, encoding="utf-8")
     tokenizer.save_pretrained(partial)
-    for file in partial.glob("*.safetensors"):  # which only their owner may read, otherwise
+    for file in partial.glob("*.safetensors"):  # otherwise only their owner may read them
         shutil.copymode(partial / "config.json", file)
     partial.rename(final)
     return final
 
 
 def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
-    """Measure a run's export on held-out prompts, and let best/TASK point to the run's best one so far.
+    """Measure a run's export on held-out prompts, and point best/TASK at the run's best export so far.
 
-    In a process of its own, from the export: the generator of a training run holds older weights. The best
-    has the highest accuracy on problems (with --reward the highest reward), the highest length-normalized
-    reward on requests. specs: of data.load_held_out. One that exists is not repeated. One that fails, on a
-    GPU that is too full, say, does not end a healthy run: a line says so, and validation/STEP/missing.txt
-    gives the command that makes up for it. Rank 0 measures; all ranks call this and wait for it.
+    A separate process loads the export, because a training run's generator holds older weights. The best has
+    the highest accuracy on problems (with --reward the highest reward), and the highest length-normalized
+    reward on requests. specs: of data.load_held_out. A measurement that exists is not repeated. If one fails,
+    for example on a full GPU, the run goes on: a line says so, and validation/STEP/missing.txt gives the
+    command to repeat it. Rank 0 measures; all ranks call this and wait for it.
     """
     if rank() == 0:
         _validate(checkpoint, specs, config)
@@ -320,7 +320,7 @@ def _validate(checkpoint, specs, config):
             flags |= {"reward-memory": config.reward_memory}
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         command = [sys.executable, evaluate.__file__, *words]
-        # In a session of its own, so that Ctrl-C reaches the run alone, which stops after this measurement.
+        # In a new session, so that Ctrl-C reaches only the run, which stops after this measurement.
         if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
             print(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; the run goes on")
             flags["out"].parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +333,7 @@ def _validate(checkpoint, specs, config):
 
 
 def best_step(folder: Path, task: str, own_reward: bool = False) -> str | None:
-    """The step with the best mean over a task's held-out sets; folder: a run's validation/. None without."""
+    """The step with the best mean over a task's held-out sets; folder: a run's validation/. None if none."""
     found = {
         step.name: [read_json(path) for path in step.glob(f"{task}-*.json")] for step in folder.iterdir()
     }

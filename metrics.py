@@ -1,11 +1,11 @@
-"""What a step measured: one function for each kind of metric, and the glossary of all of them.
+"""A step's metrics: one function for each kind, and the glossary of all of them.
 
     python metrics.py      prints the glossary as the table in docs/metrics.md
 
 Every function returns {key: number}, always with the same keys, and None where a step has nothing to measure.
-Counts and means are over all ranks, so all ranks call these functions, in the same order; seconds are each
-rank's own, and rank 0 writes its own. P prompts a step, G samples a prompt. A list with one entry a response
-covers this rank's P * G.
+Counts and means are over all ranks, so all ranks call these functions, in the same order. Seconds are each
+rank's own; rank 0's are written. P: prompts per step; G: samples per prompt. A list with one entry per
+response covers this rank's P * G.
 """
 
 import math
@@ -142,18 +142,18 @@ class Stopwatch:
 
 
 class Seen:
-    """What a step's forwards showed, collected over its micro-batches.
+    """Values from a step's forwards, collected over its micro-batches.
 
-    Numbers are kept a token or a pair, and reduced once, so that no mean depends on how the batch was cut.
+    Kept per token or pair, and reduced once, so that no mean depends on how the batch was split.
     """
 
     def __init__(self, responses: int):
         self.losses = []  # of each micro-batch
         self.loss_of = torch.zeros(responses)  # (P * G,), each response's part
-        self.gaps, self.kl, self.entropy = [], [], []  # a tensor a micro-batch, of its response tokens
+        self.gaps, self.kl, self.entropy = [], [], []  # one tensor per micro-batch, of its response tokens
         self.log_ratios, self.bounds = [], []  # likewise
-        self.response_log_ratios = []  # a tensor a micro-batch, of its responses
-        self.margin, self.chosen_logp, self.rejected_logp = [], [], []  # a tensor a micro-batch, of its pairs
+        self.response_log_ratios = []  # one tensor per micro-batch, of its responses
+        self.margin, self.chosen_logp, self.rejected_logp = [], [], []  # one per micro-batch, of its pairs
 
     def loss(self, loss: Tensor, responses: list[int], shares: Tensor) -> None:
         """A micro-batch's loss, and the shares (N,) of it that N responses contribute."""
@@ -174,7 +174,7 @@ class Seen:
         self.response_log_ratios.append((log_ratio * mask).sum(-1)[of_response.any(-1)])  # no filler row
 
     def pairs(self, margin: Tensor, chosen_logp: Tensor, rejected_logp: Tensor) -> None:
-        """All (N,), one entry a pair."""
+        """All (N,), one entry per pair."""
         self.margin.append(margin.detach())
         self.chosen_logp.append(chosen_logp.detach())
         self.rejected_logp.append(rejected_logp.detach())
@@ -185,7 +185,7 @@ def _flat(tensors):
 
 
 def has_pair(rewards: Tensor) -> list[bool]:
-    """Of each response, whether its prompt's responses differ in reward: rewards (P, G) -> P * G."""
+    """For each response, whether its prompt's responses differ in reward: rewards (P, G) -> P * G."""
     return [len({*given(group)}) > 1 for group in rewards.tolist() for _ in group]
 
 
@@ -195,7 +195,7 @@ def given(rewards: Iterable[float]) -> list[float]:
 
 
 def of_rollouts(prompts: list, rollouts: list, rewards: Tensor) -> dict:
-    """What was sampled, and its rewards (P, G). prompts, rollouts: one entry a response."""
+    """The sampled responses, and their rewards (P, G). prompts, rollouts: one entry per response."""
     lengths, scores = [len(r.response_ids) for r in rollouts], rewards.flatten().tolist()
     verified = [(n, s) for n, s, p in zip(lengths, scores, prompts, strict=True) if p.task == "math"]
     return {
@@ -228,7 +228,7 @@ def of_staleness(step: int, rollouts: list, seen: Seen) -> dict:
 
 
 def of_forwards(seen: Seen) -> dict:
-    """The loss, and what the policy is like at the tokens learned from."""
+    """The loss, and the policy's entropy and KL at the tokens learned from."""
     return {
         # Every rank makes the same number of forwards, so either all have losses or none has.
         "loss": all_sum(seen.losses) if seen.losses else None,
@@ -263,7 +263,7 @@ def of_ratios(seen: Seen) -> dict:
 def effective_share(log_weights: list[float]) -> float | None:
     """(sum w)^2 / (n sum w^2) over all ranks' weights w (Kish 1965): 1 if all are equal, 1 / n if one is all.
 
-    From their logarithms, less the largest, which changes nothing and does not overflow.
+    The largest logarithm is subtracted first: the result is the same, and exp() cannot overflow.
     """
     largest = all_max(log_weights)
     weights = [math.exp(log_weight - largest) for log_weight in log_weights]
@@ -272,7 +272,7 @@ def effective_share(log_weights: list[float]) -> float | None:
 
 
 def by_task(tasks: list[str], prompts: list, rollouts: list, rewards: Tensor, seen: Seen) -> dict:
-    """Metrics of each of the run's tasks; nothing where there is only one."""
+    """Metrics of each of the run's tasks; {} if there is only one."""
     if len(tasks) == 1:
         return {}
     scores, differ, losses = rewards.flatten().tolist(), has_pair(rewards), seen.loss_of.tolist()

@@ -41,7 +41,7 @@ from transformers.utils import cached_file
 from ranks import rank, world_size
 from run import read_json, read_text
 
-try:  # torch's kernel for rows of different lengths: GPUs alone, and not in every release
+try:  # torch's attention kernel for packed rows: GPU only, and not in every release
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
@@ -70,9 +70,9 @@ def load_config(path: str) -> PreTrainedConfig:
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Put around what loads a checkpoint: any error becomes a ValueError in one line that begins with `what`.
+    """Turn any error while a checkpoint loads into a ValueError in one line that begins with `what`.
 
-    transformers raises many types; what is wrong in a tokenizer.json, tokenizers says by a bare Exception.
+    transformers raises many types, and tokenizers raises a bare Exception for a broken tokenizer.json.
     """
     try:
         yield
@@ -85,7 +85,7 @@ def one_line(what: str) -> Iterator[None]:
 
 
 def check_files(folder: Path) -> None:
-    """ValueError names a file of a checkpoint that is cut, or that is not there though the index names it."""
+    """ValueError names a checkpoint file that is truncated, or that the index lists but is missing."""
     for file in folder.glob("*"):
         if file.is_file() and file.open("rb").read(23) == b"version https://git-lfs":
             raise ValueError(f"{file.name} is Git LFS's pointer to the file; run git lfs pull in that folder")
@@ -114,7 +114,7 @@ def generation_file(path: str) -> str | None:
 def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that end a response: those that generation_config.json lists, and the tokenizer's EOS.
 
-    Without that file those of config.json, as in transformers and vLLM. ValueError if there is none.
+    Without that file config.json's ids are used, as in transformers and vLLM. ValueError if there is none.
     """
     text, config = generation_file(path), load_config(path).get_text_config()
     listed = json.loads(text).get("eos_token_id") if text else getattr(config, "eos_token_id", None)
@@ -140,10 +140,10 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> Pr
 def load_tokenizer(path: str, system_block: bool = True, date: str | None = None) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. ValueError in one line if it cannot format a conversation.
 
-    system_block: whether prompts keep what the chat template puts before the first turn (encode_prompts).
+    system_block: whether prompts keep the text that the chat template puts before the first turn.
     date: the day that the template prints, as in 2026-11-26; by default today's.
     """
-    load_config(path)  # says what is wrong with the path, if anything is
+    load_config(path)  # raises if the path is no usable model
     with one_line(f"--model {path}: its tokenizer (tokenizer.json) cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.chat_template is None:
@@ -154,7 +154,7 @@ def load_tokenizer(path: str, system_block: bool = True, date: str | None = None
 
 
 def set_date(tokenizer: PreTrainedTokenizerBase, date: str | None) -> None:
-    """Let the chat template print this day, as in 2026-11-26, as today's; None: the day that today is."""
+    """Make the chat template print this day, as in 2026-11-26, as today's; None: the actual date."""
     try:
         day = datetime.fromisoformat(date or f"{datetime.now():%Y-%m-%d}")
     except ValueError as error:
@@ -169,7 +169,7 @@ def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """All that the ids of a conversation depend on beside its text: two tokenizers with equal lists agree."""
+    """Everything besides its text that a conversation's ids depend on: equal lists mean equal ids."""
     system_block = str(getattr(tokenizer, "system_block", True))
     content = [transformers.__version__, tokenizers.__version__, system_block]
     content += [tokenizer.date] if prints_date(tokenizer) else []
@@ -186,9 +186,9 @@ def load_policy(
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load a model, with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
+    """Load a model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
 
-    It stays in eval mode: with dropout it would not be the model that the generator samples from.
+    It stays in eval mode: with dropout it would differ from the model that the generator samples from.
     attention: transformers' name for the kernel; with "varlen" token_logps computes no padding.
     """
     if not torch.cuda.is_available():
@@ -208,7 +208,7 @@ def load_policy(
 def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True) -> PreTrainedModel:
     """Load --model, frozen if not `trained`, and shard it: a rank never holds two whole models."""
     dtype = getattr(torch, config.dtype)
-    # What is not trained is held as FSDP casts the policy for a forward: no small update is lost.
+    # A frozen model needs no master weights: it is held in the dtype that FSDP casts the policy to.
     held = torch.float32 if trained or device.type == "cpu" else dtype
     with one_line_errors():
         model = load_policy(config.model, attention=config.attention, dtype=held).requires_grad_(trained)
@@ -221,19 +221,19 @@ def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors, where it would hand large pieces back to Linux.
+    """Make glibc reuse the memory of freed tensors; by default it returns large blocks to Linux.
 
-    Getting such pieces again, page by page and zeroed, took a quarter of a training step
+    Getting such blocks again, page by page and zeroed, took a quarter of a training step
     (results/train_flops). torch has its own allocator only for GPUs.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(-4, 0)  # M_MMAP_MAX: no piece comes straight from Linux, however large
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing at the heap's end goes back
+        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself, however large
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is never trimmed
 
 
 def choose_attention(attention: str | None, device: torch.device, dtype: str) -> str:
-    """--attention's kernel, or the best that can be had here. ValueError in one line if it cannot be had."""
+    """--attention's kernel, or the best one available here. ValueError in one line if it is unavailable."""
     missing = "a GPU" if device.type != "cuda" else "--dtype bfloat16" if dtype != "bfloat16" else None
     if missing is None and varlen_attn is None:
         missing = "a torch that has torch.nn.attention.varlen"
@@ -251,23 +251,24 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Let every block keep only its input for backward, and recompute the rest there (Chen et al. 2016).
 
-    Costs a quarter more arithmetic: one more forward, beside the first, a backward that costs two, and the
-    reference's. (Transformers' own gradient_checkpointing_enable() works in training mode only, and this
-    policy stays in eval mode.)
+    It costs a quarter more arithmetic: one forward on top of the cost of four (the policy's forward, its
+    backward, which costs two, and the reference's forward). Transformers' gradient_checkpointing_enable()
+    works in training mode only, and this policy stays in eval mode.
     """
     for block in blocks_of(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Move a model to `device`; with several ranks, or float32 weights for other forwards, by FSDP2.
+    """Move a model to `device`; shard it by FSDP2 if there are several ranks, or `dtype` is not its own.
 
     Each rank then keeps a part of every weight, of its gradient and of its optimizer state. A block's weights
     are gathered for its forward and for its backward, in `dtype`, and dropped after each. Gradients are
-    summed over the ranks, not averaged: a loss is divided by what the whole step holds.
+    summed over the ranks, not averaged: each loss is already divided by the whole step's count.
 
-    In bfloat16 the residual stream is bfloat16 then, as in the generator. On a GPU one rank is sharded, too,
-    so that one computes what several do; on a CPU it computes under autocast, with a float32 residual stream.
+    With bfloat16 forwards the residual stream is bfloat16, too, as in the generator. On a GPU one rank also
+    uses FSDP2, so that it computes what several do. On a CPU one rank uses autocast, with a float32 residual
+    stream.
     """
     if world_size() == 1 and (device.type == "cpu" or model.dtype == dtype):
         return model.to(device)
@@ -279,7 +280,7 @@ def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> P
         # touch.
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        module.set_force_sum_reduction_for_comms(True)  # gloo can only sum
     model.sharded_token_logps = MethodType(_token_logps, model)
     register_fsdp_forward_method(model, "sharded_token_logps")  # gathers around it, as around forward()
     return model
@@ -319,15 +320,15 @@ def full_weights(policy: nn.Module, dtype: torch.dtype = torch.float32) -> Itera
 def digest(weight: Tensor, first_row: int = 0) -> Tensor:
     """An exact checksum of a tensor's bytes, an int64 tensor () on its device.
 
-    The sum of its words of 8 bytes (fewer, where a row does not divide into such), each times an odd number
-    that belongs to its place, modulo 2**64. One flipped bit always changes it; several, or swapped words, do
-    but for a chance below 2**-30. Parts of a tensor that begin at its `first_row` add up to its digest.
+    The sum modulo 2**64 of its words of 8 bytes (fewer, if a row does not divide into 8), each times an odd
+    number chosen by its position. One flipped bit always changes it; several, or swapped words, are missed
+    with a chance below 2**-30. Digests of parts, each with its `first_row`, add up to that of the whole.
     """
     row_bytes = weight.element_size() * math.prod(weight.shape[1:])
     size = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0)
     flat = weight.reshape(-1)
     if flat.storage_offset() * flat.element_size() % 8:
-        flat = flat.clone()  # a view of words must begin at one
+        flat = flat.clone()  # a view of words must be aligned
     words = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[size])
     multipliers, place, sums = odd_numbers(weight.device), first_row * row_bytes // size, []
     while len(words) or not sums:
@@ -353,10 +354,10 @@ def as_numbers(digests: dict[Any, Tensor]) -> dict[Any, int]:
 
 
 def digests(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
-    """{name: digest} of every parameter in `dtype`, as full_weights() yields it; but nothing is gathered."""
+    """{name: digest} of every parameter in `dtype`, as full_weights() yields it, but without gathering."""
     found = {}
     for name, parameter in model.named_parameters():
-        # FSDP deals rows out as torch.chunk does; where there is one rank, or no FSDP, this one has them all.
+        # FSDP splits rows as torch.chunk does. With one rank, or without FSDP, this rank has them all.
         sharded = hasattr(parameter, "to_local") and world_size() > 1
         first_row = -(-parameter.shape[0] // world_size()) * rank() if sharded else 0
         found[name] = digest(local(parameter).to(dtype), first_row)
@@ -377,11 +378,11 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Overwrite the target's weights by the source's, in place."""
     for from_source, into_target in zip(source.parameters(), target.parameters(), strict=True):
-        local(into_target).copy_(local(from_source))  # of the same rows; one of the two may not be sharded
+        local(into_target).copy_(local(from_source))  # the same rows; one of the two may be unsharded
 
 
 def _head_logps(hidden, targets, weight, bias, temperature, with_entropy, entropy_grad=True):
-    """(N, D), (N,) -> (N,), (N,): log-prob of each target, entropy of the distribution that it comes from."""
+    """(N, D), (N,) -> (N,), (N,): log-prob of each target, and entropy of its distribution."""
     logits = nn.functional.linear(hidden, weight, bias).float() / temperature  # (N, V)
     all_logps = logits.log_softmax(-1)  # (N, V)
     logps = all_logps.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
@@ -404,15 +405,14 @@ def token_logps(
     input_ids (B, T): prompt + response, right-padded. response_mask (B, T): 1 on response tokens; None means
     all.
     temperature: the logits are divided by it, as the generator did when it sampled.
-    Returns logps (B, T); with_entropy=True returns (logps, entropies), both (B, T); entropy_grad=False saves
-    the work of entropies that only a metric wants. Entry [b, t] belongs to token input_ids[b, t], given the
-    tokens before it; it is 0 where the mask is 0, and in column 0, which nothing predicts.
-    The project shifts predictions and tokens by one against each other here and nowhere else.
+    Returns logps (B, T); with_entropy=True returns (logps, entropies), both (B, T); entropy_grad=False skips
+    the gradient of entropies that only a metric needs. Entry [b, t] belongs to token input_ids[b, t], given
+    the tokens before it; it is 0 where the mask is 0, and in column 0, which nothing predicts.
+    This is the only place in the project that shifts predictions and tokens by one against each other.
 
-    Padding needs no attention mask: attention is causal, so no token sees what stands to its right. The
-    prompt's logits are never computed, and the response's a chunk at a time and again in backward, so peak
-    memory does not grow with T x V. With a sharded model it is a collective: all ranks call it, in the same
-    order.
+    Padding needs no attention mask: attention is causal, so no token sees the padding to its right. Logits
+    are computed for response tokens only, in chunks, and again in backward, so peak memory does not grow
+    with T x V. With a sharded model this is a collective: all ranks call it, in the same order.
     """
     if hasattr(model, "sharded_token_logps"):
         # Decoder and head are called by hand below, so FSDP's hooks on forward() would not run.
@@ -426,7 +426,7 @@ def token_logps(
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     """The decoder's last hidden states, (B, T, D), by the cheapest layout of the rows that the model allows.
 
-    Whatever the layout, every token sees its own row's earlier tokens and nothing else.
+    In every layout a token sees the earlier tokens of its own row and nothing else.
     """
     if packs(model):
         return packed_hidden(model.get_decoder(), input_ids, response_mask)
@@ -437,15 +437,15 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, response_mask: Tens
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether rows go one behind the other, without padding, to an attention kernel that keeps them apart."""
+    """Whether rows are packed, without padding, for an attention kernel that keeps them apart."""
     return model.config._attn_implementation == "varlen" and attends_only(model)
 
 
 def packed_hidden(decoder: nn.Module, input_ids: Tensor, response_mask: Tensor) -> Tensor:
-    """The decoder's last hidden states, (B, T, D), not computed behind a row's last response token.
+    """The decoder's last hidden states, (B, T, D), not computed after a row's last response token.
 
-    All rows become one of N tokens whose positions start again at 0 for each row. The kernel is told where
-    rows begin, so no token sees another row's.
+    All rows are packed into one of N tokens; positions restart at 0 for each. The kernel is told where rows
+    begin, so no token sees another row's.
     """
     B, T = input_ids.shape
     places = torch.arange(T, device=input_ids.device).expand(B, T)
@@ -493,7 +493,7 @@ AttentionInterface.register("varlen", packed_attention)
 
 
 def attends_only(model: PreTrainedModel) -> bool:
-    """Whether a model's layers mix tokens by attention alone, whose mask says what a token may see.
+    """Whether a model's layers mix tokens by attention alone, so that its mask decides what a token sees.
 
     Recurrent layers (Mamba's, linear attention, convolutions) would carry one response into the next.
     """
@@ -504,14 +504,14 @@ def attends_only(model: PreTrainedModel) -> bool:
 def sharing_pays(model: PreTrainedModel, rows: tuple[int, float], shared: int, longest: int) -> bool:
     """Whether `shared` tokens, in rows of `longest`, cost less than `rows` = (B, T) do, padding included.
 
-    A token of a shared row is compared with all of that row, because no fast kernel knows its mask; a token
-    of an ordinary row with the half of the row that comes before it. Costs are multiply-adds, in the blocks.
+    In a shared row attention computes all pairs of tokens, because no fast kernel supports its mask; in an
+    ordinary row it computes the causal half. Costs are multiply-adds, in the blocks.
     """
     text = model.config.get_text_config()
     if packs(model) or model.device.type == "cuda":
-        return False  # packed rows share nothing; and no fast kernel of a GPU takes the mask
+        return False  # packed rows share nothing, and no fast GPU kernel takes the mask
     if not attends_only(model) or (getattr(text, "sliding_window", None) or math.inf) < rows[1]:
-        return False  # other layers do not know of the mask, nor the mask of a window
+        return False  # other layers ignore the mask, and the mask ignores a window
     width = text.num_hidden_layers * text.num_attention_heads * head_dim(text)
     weights = sum(parameter.numel() for block in blocks_of(model) for parameter in block.parameters())
     B, T = rows
@@ -521,9 +521,9 @@ def sharing_pays(model: PreTrainedModel, rows: tuple[int, float], shared: int, l
 def shared_hidden(model: PreTrainedModel, input_ids: Tensor, response_mask: Tensor) -> Tensor | None:
     """The decoder's last hidden states, (B, T, D), with the prompt of neighbouring rows computed once.
 
-    Rows with the same prompt become one: the prompt, then their responses one behind the other, each token at
-    the position that it had. A mask lets it see what it saw, its prompt and its own response. None if no
-    prompt repeats or nothing is saved.
+    Rows with the same prompt become one: the prompt, then their responses one after the other. Each token
+    keeps its position, and a mask lets it see only its prompt and its own response. None if no prompt repeats
+    or nothing is saved.
     """
     B, T = input_ids.shape
     places = torch.arange(T, device=input_ids.device).expand(B, T)

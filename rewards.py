@@ -1,6 +1,6 @@
 """Score a response by its task's reward (paper section 4): math by Math-Verify, chat by a reward model.
 
-With --reward a function of the user's own scores math instead.
+With --reward, the user's own function scores math instead.
 
     with Scorer(["math", "chat"], reward_model="tiny/reward") as scorer:
         scores = scorer.score(prompts, responses)
@@ -192,8 +192,8 @@ class RewardModel:
     def _encode(self, number: int, messages: Conversation) -> list[int]:
         """The token ids of conversation `number`, at most max_length of them.
 
-        Only the response is cut. What the template writes after it still ends the row, because models are
-        trained to be read there.
+        Only the response is cut. The template's text after it still ends the row, because models are trained
+        to be read there.
         """
         where = f"RewardModel: conversation {number}"
         if not messages or messages[-1]["role"] != "assistant":
@@ -231,9 +231,9 @@ class Scorer:
     """The reward of each response by its prompt's task: math is verified, chat is scored by a reward model.
 
     tasks: the tasks of all prompts that it will score, "math" or "chat".
-    reward_model: the checkpoint that scores chat. device: the trainer's, where that computes, too; date: both
-        as for RewardModel. strict: mathematics is graded by Math-Verify alone, as in the paper.
-    own: the user's function, which then scores math instead of Math-Verify; closed with the scorer.
+    reward_model: the checkpoint that scores chat. device, which is also the trainer's, and date: as for
+        RewardModel. strict: grade mathematics with Math-Verify alone, as in the paper.
+    own: the user's function, which scores math instead of Math-Verify; it is closed with the scorer.
     Raises ValueError, in one line, if there is chat and no reward model, or a reward model and no chat.
     """
 
@@ -255,8 +255,8 @@ class Scorer:
         if "math" not in tasks and own is not None:
             raise ValueError(f"{own.flag}: nothing to score, --data has no math")
         self.model = RewardModel(reward_model, device, date=date) if "chat" in tasks else None
-        # A trainer on a CPU computes on all cores: graders beside it cost it more than they save (51 s for 42
-        # of learning and scoring in `make demo`, on two cores).
+        # A trainer on a CPU uses all cores: grading beside it costs more than it saves (51 s instead of 42
+        # for learning and scoring in `make demo`, on two cores).
         self.ahead = torch.device(device or "cpu").type == "cuda"
         self.own = own
         # Last: if the reward model cannot be loaded, no workers are left to close.
@@ -270,7 +270,7 @@ class Scorer:
         device: str | torch.device | None = None,
         date: str | None = None,
     ) -> "Scorer":
-        """The one that a script's flags ask for."""
+        """The scorer that a script's flags ask for."""
         own, strict = OwnReward.of(config), config.strict_paper_grading
         try:
             return cls(tasks, config.reward_model, device, own, strict, date)
@@ -300,7 +300,7 @@ class Scorer:
         return fitting
 
     def begin(self, prompts: list[Prompt], responses: Iterable[str]) -> None:
-        """Begin to grade what score() will be asked for, of math, where that leaves the trainer alone.
+        """Start grading math in the background, before score() asks for it, if the trainer is on a GPU.
 
         Chat waits for score(), which all ranks call together.
         """
@@ -311,13 +311,13 @@ class Scorer:
             self.verifier.begin(items)
 
     def _key(self, prompt):
-        """What a response to math is scored by."""
+        """What a response to math is scored against."""
         return prompt if self.own else prompt.answer
 
     def score(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
         """The reward of each response, in order; prompts[i] is the prompt of responses[i].
 
-        NaN is a response that the user's function dropped; where that function fails, the program ends.
+        NaN marks a response that the user's function dropped. If that function fails, the program ends.
         """
         scores = [0.0] * len(responses)
         math = [i for i, prompt in enumerate(prompts) if prompt.task == "math"]
@@ -391,7 +391,7 @@ def gradable(prompts: list[Prompt], verifier: MathVerifier, fate: str = "are lef
 
 
 def grader_content(verifier: MathVerifier) -> list:
-    """All that decides which golds Math-Verify can parse, beside the golds."""
+    """Everything besides the golds that decides which of them Math-Verify can parse."""
     packages = ["math-verify", "latex2sympy2-extended", "sympy"]
     code = [Path(module.__file__).read_text(encoding="utf-8") for module in (grade, as_meant)]
     return [*map(version, packages), *code, verifier.timeout_s, verifier.strict]

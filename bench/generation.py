@@ -6,13 +6,13 @@ Ours is VLLMGenerator.sample: chat template, seeds, log-probs, n samples a promp
 vllm.LLM(...).generate on the ids of the same prompts, with the same sampling parameters, in three ways:
 
 - same engine: our settings, in the caller's process, so that only our own code differs;
-- defaults: what a user writes, with two settings without which it does not run here: prompts go in whole,
-  since the CPU sampler crashes on a seeded request that is cut, and a limit to the cache, since the default
-  takes 92 % of the memory;
+- defaults: what a user writes, with two settings that it needs to run here: no chunked prefill, because the
+  CPU sampler crashes on a chunked seeded request, and a limit to the cache, because the default takes 92 % of
+  the memory;
 - no seeds: our engine without seeds and log-probs, which training needs and a plain user does not.
 
 Every way runs in fresh processes, the ways in turns. The engine's start and the first call are not counted;
-before each call the prefix cache is emptied, as sync() does. Tokens are those really produced.
+before each call the prefix cache is emptied, as sync() does. Only produced tokens count.
 """
 
 import os
@@ -56,7 +56,7 @@ class Config:
 
 
 def in_new_process(function: Callable, *args: Any) -> Any:
-    """function(*args) in a new process, with the C library as it is: what is timed is what a user gets."""
+    """function(*args) in a new process, with the C library's defaults, so that timings are a user's."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(function, *args).result()
 
@@ -72,7 +72,7 @@ def measure(
     max_model_len: int,
     calls: int,
 ) -> tuple[list[tuple[int, float]], list[list[int]]]:
-    """[(tokens, seconds)] of some calls after a first one, and their ids; in this fresh process."""
+    """[(tokens, seconds)] of the calls after a first one, and the last one's ids; in this fresh process."""
     import torch
 
     from data import load_prompts
@@ -145,7 +145,7 @@ def measure_point(name: str, rounds: int, calls: int) -> dict[str, Any]:
 
 
 def as_markdown(rows: list[dict]) -> str:
-    """One line a way and point: tokens per second, and ours over it."""
+    """One line per way and point: tokens per second, and ours over it."""
     lines = ["| model | way | tokens/s | lowest, highest | ours over it |", "|" + "---|" * 5]
     for row in rows:
         for way, speed in row["tokens_per_s"].items():

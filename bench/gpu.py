@@ -1,4 +1,4 @@
-"""Measure one model on one GPU, as far as one process and one engine can: called by bench/gpu.sh.
+"""Measure one model on one GPU, in one process with one engine: called by bench/gpu.sh.
 
     python bench/gpu.py --model models/smollm2 --parts engine sync mismatch steps
     python bench/gpu.py --model random-1b --parts training sync
@@ -97,7 +97,7 @@ def limited(seconds: int):
 
 
 def timed(function: Callable, device: torch.device) -> tuple[float, Any]:
-    """Seconds of a call, with all that it gave the GPU to do, and its result."""
+    """Seconds of a call, including its work on the GPU, and its result."""
     train_flops.synchronize(device)
     start = time.perf_counter()
     result = function()
@@ -268,10 +268,10 @@ class Bench:
                 with self.borrowed_engine(script), tempfile.TemporaryDirectory() as folder:
                     script.main([*words.split(), "--run-dir", f"{folder}/run"])
                     rows = read_metrics(f"{folder}/run")
-            except TimeoutError as error:  # what was measured before it stands
+            except TimeoutError as error:  # keep what was measured before
                 found[f"{name}, s = {s}"] = {"not measured": str(error)}
                 break
-            # Without the first window, which compiles and rehearses, where there is a second one.
+            # Skip the first window, which compiles and rehearses, if there is a second one.
             warm = rows[max(s, 2) :] or rows
             keys = [key for key in rows[0] if key.endswith("_s") and key != "graded_per_s"]
             found[f"{name}, s = {s}"] = {
@@ -287,7 +287,7 @@ class Bench:
 
     @contextmanager
     def borrowed_engine(self, script):
-        """Let a script's main() use this process's engine, and leave it and the ranks as they are."""
+        """Let a script's main() use this process's engine, without closing it or the ranks."""
         generator = self.engine()
         generator.version = None
         kept = script.load_generator, life.Life.close

@@ -1,12 +1,12 @@
-r"""What grader/as_meant.py changes on real problems and answers, beside Math-Verify alone (the paper's way).
+r"""Compare grader/as_meant.py with Math-Verify alone (the paper's way) on real problems and answers.
 
     python bench/grading.py --data FOLDER          # some minutes on 2 cores
 
 FOLDER has math/ (PROBLEMS below, .jsonl or .json, in data.py's formats) and math_grading/ (.jsonl files: a
-gold, an answer and whether it is right). Files that are not there are left out.
+gold, an answer and whether it is right). Missing files are skipped.
 
-Each response is graded twice. "Right" is a reward as it should be: 1 for a problem's own solution or gold, 0
-for the gold of the next problem, and the label of a graded case.
+Each response is graded both ways. "Right" means the expected reward: 1 for a problem's own solution or gold,
+0 for the gold of the next problem, and the label of a graded case.
 """
 
 import sys
@@ -90,7 +90,7 @@ def spaced(number: str) -> str:
 
 
 def graded(path: Path) -> Iterator[Case]:
-    """Cases with labels. Those of other graders' tests that set options of their own are left out."""
+    """Cases with labels, without those of other graders' tests that set special options."""
     for _, case in read_file(path):
         if "response" in case:
             yield case["response"], case["gold"], float(case["expected"])

@@ -4,8 +4,8 @@
 
 Every point is `python train_grpo.py` for a few steps with --sync-every 1. Seconds are those of metrics.jsonl,
 the median of all steps but the first; memory is the peak of the process (Linux's ru_maxrss). One factor at a
-time is doubled around a base. P and G are of tiny/llama. It stops by itself after a dozen tokens, so T
-(--max-new-tokens) and the size are of Llamas with random weights and its tokenizer, which hardly ever stop.
+time is doubled around a base. P and G are measured on tiny/llama. It stops by itself after a dozen tokens, so
+T (--max-new-tokens) and size use Llamas with random weights and its tokenizer, which hardly ever stop.
 """
 
 import os
@@ -138,7 +138,7 @@ def fits_of(points: list[dict]) -> list[dict]:
 
 
 def plot(points: list[dict], fits: list[dict], out: Path) -> None:
-    """A column a factor: above, seconds of a step and of its phases; below, the peak of memory."""
+    """One column per factor: above, seconds of a step and its phases; below, peak memory."""
     plt = load_pyplot()
     factors = list(dict.fromkeys(point["factor"] for point in points))
     figure, axes = plt.subplots(

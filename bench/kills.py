@@ -1,10 +1,10 @@
-"""Kill a run with SIGKILL at random moments, resume it each time, and compare it with one that nobody killed.
+"""Kill a run with SIGKILL at random moments, resume it each time, and compare it with an undisturbed run.
 
     python bench/kills.py --kills 50       # half an hour on two cores
 
-The run saves every step. It is killed so many times, each time at a moment drawn at random from the seconds
-after its last start, then left to end. Nothing may be lost: its metrics, but for those of the clock, and its
-last weights must be those of the straight run, bit for bit, and every step must stand in metrics.jsonl once.
+The run saves every step. It is killed --kills times, each at a random moment in the seconds after its last
+start, then left to finish. Nothing may be lost: its metrics, except the seconds, and its last weights must be
+those of the undisturbed run, bit for bit, and every step must be in metrics.jsonl once.
 """
 
 import random
@@ -47,7 +47,7 @@ class Config:
 
 
 def command(config: Config, folder: Path) -> list[str]:
-    """The run: small steps, since what is tested is between them."""
+    """The run: its steps are small, because the test is between them."""
     python = [sys.executable, *(launch(config.ranks) if config.ranks > 1 else [])]
     flags = "--data tiny@validation --prompts-per-step 4 --samples-per-prompt 8 --max-new-tokens 32 --lr 1e-3"
     flags += " --engine transformers --save-every 1"
@@ -56,13 +56,13 @@ def command(config: Config, folder: Path) -> list[str]:
 
 
 def steps_of(folder: Path) -> int:
-    """How many steps stand in a run's metrics."""
+    """How many steps are in a run's metrics."""
     path = folder / "metrics.jsonl"
     return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
 
 
 def wait_for_step(run: subprocess.Popen, folder: Path, step: int, log: Path) -> None:
-    """Wait until so many steps stand in a run's metrics. RuntimeError with its log if the run ends before."""
+    """Wait until a run's metrics have `step` steps. RuntimeError with its log if the run ends before."""
     while steps_of(folder) < step:
         if run.poll() is not None:
             raise RuntimeError(f"the run ended by itself:\n{log.read_text(encoding='utf-8')[-2000:]}")
@@ -70,13 +70,13 @@ def wait_for_step(run: subprocess.Popen, folder: Path, step: int, log: Path) -> 
 
 
 def kill_once(config: Config, folder: Path, rng: random.Random) -> int:
-    """Start the run, let it take a step or more, and kill it and its children. The step it was killed in."""
+    """Start the run, let it take a step or more, kill it and its children; return the step it was in."""
     before, log = steps_of(folder), folder.with_suffix(".txt")
     with log.open("w", encoding="utf-8") as file:
         run = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=file, stderr=file)
     wait_for_step(run, folder, before + 1, log)  # a run that is killed too early never gets anywhere
     time.sleep(rng.uniform(0, 1.5))
-    # Each, since torchrun gives its ranks sessions of their own, and they would live on without it.
+    # Kill every process: torchrun's ranks have their own sessions and would outlive it.
     everything = [process := psutil.Process(run.pid), *process.children(recursive=True)]
     for process in everything:
         with suppress(psutil.NoSuchProcess):

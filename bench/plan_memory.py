@@ -1,10 +1,10 @@
-"""Measure the peak memory of a training step beside what plan.py says it takes, on a CPU (Linux).
+"""Compare the peak memory of a training step with plan.py's estimate, on a CPU (Linux).
 
     python bench/plan_memory.py        # a minute; the largest model takes 3 GB
 
-A step is two micro-batches of DPO, forward and backward, and Adam's update, after one such step has made
-gradients and moments. Each point is a fresh process whose C library gives freed tensors back at once; what
-counts is the peak of resident memory less what was held before the first weight was made.
+A step is two micro-batches of DPO, forward and backward, and Adam's update, after one such step has allocated
+gradients and moments. Each point is a fresh process whose C library gives freed tensors back at once. The
+result is the peak of resident memory minus what was held before the first weight was made.
 """
 
 import sys
@@ -52,7 +52,7 @@ def planned(kind: type[PreTrainedConfig], shape: dict, tokens: int, checkpointin
 
 def measured(kind: type[PreTrainedConfig], shape: dict, tokens: int, checkpointing: bool) -> int:
     """Bytes at the peak of a step, in this fresh process."""
-    torch.zeros(8, 8) @ torch.zeros(8, 8)  # what the first operation loads is no model's
+    torch.zeros(8, 8) @ torch.zeros(8, 8)  # loads libraries, which are not the model's
     before = resident("VmRSS")
     policy, reference = (AutoModelForCausalLM.from_config(kind(**shape)).eval() for _ in range(2))
     reference.requires_grad_(False)

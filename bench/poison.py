@@ -1,15 +1,15 @@
-r"""A thousand poisoned responses: each must be scored or timed out, and the grader live on (Linux).
+r"""Grade a thousand poisoned responses: each is scored or times out, and the grader survives (Linux).
 
     python bench/poison.py          # some minutes on 2 cores
 
-What a policy may write by chance, or to its advantage: towers of powers, factorials, what Math-Verify's
-regular expressions backtrack on, megabytes, nested braces, null bytes, marks that turn the text's direction,
-code. The first two kinds are of Math-Verify's issue 65, the third hung another project's training.
-Among them are answers that are right and wrong, whose reward must be what it is.
+A policy may write these by chance, or to its advantage: towers of powers, factorials, text that makes
+Math-Verify's regular expressions backtrack, megabytes, nested braces, null bytes, marks that turn the text's
+direction, code. The first two kinds are from Math-Verify's issue 65, the third hung another project's
+training. Among them are plainly right and wrong answers, which must get their rewards.
 
-As many items as there are workers go in at a time, so the seconds of a call are those of its slowest item,
-and of the start of the workers that the calls before had killed. Fails (status 1) if a call took more than
-the deadline and START_S, if one that is right or wrong got another reward, or if a process is left.
+Each call has one item per worker, so it takes as long as its slowest item, plus the start of the workers that
+earlier calls killed. It fails (status 1) if a call took more than the deadline and START_S, if a right or
+wrong answer got another reward, or if a process is left.
 """
 
 import os
@@ -47,7 +47,7 @@ def tower(rng: random.Random) -> str:
 
 
 def text_of(rng: random.Random, size: int) -> str:
-    """Characters of formulas, in no order."""
+    """Characters of formulas, in random order."""
     return "".join(rng.choices(r"abc 0123456789+-*/^_={}()[]\$&%,.", k=size))
 
 
@@ -136,7 +136,7 @@ def batches(rng: random.Random, size: int) -> list[tuple[str, list[tuple[str, st
 
 
 def held() -> float:
-    """Megabytes of this process's own."""
+    """This process's own memory, in MB."""
     return psutil.Process().memory_full_info().uss / MB
 
 

@@ -2,12 +2,12 @@
 
     python bench/semi_online.py        # a quarter of an hour on two quiet cores
 
-Real runs of train_grpo.py. `shared`: one process with both cores, so what a window saves is the start and
-the tail of a call. `apart`: the trainer is pinned to one core and a vLLM server (serve.py) to the other, so
-all but the first step of a window is sampled while the trainer trains. Everything but the dial is the same in
-a row of runs, and a step's time is the whole run's, first window and syncs included, over its steps.
+Real runs of train_grpo.py. `shared`: one process with both cores, so a window saves only the start and the
+tail of a call. `apart`: the trainer is pinned to one core and a vLLM server (serve.py) to the other, so all
+but the first step of a window is sampled while the trainer trains. In a row of runs only the dial differs. A
+step's time is the whole run's, first window and syncs included, divided by its steps.
 
-What to expect, g the seconds to sample a step's responses, t to score and train on them, s the dial:
+Expected, with g seconds to sample a step's responses, t to score and train on them, and s the dial:
     shared: g + t      apart: max(g, t) + min(g, t) / s
 """
 
@@ -53,7 +53,7 @@ class Config:
 
 
 def start_server(flags: str, context: int) -> tuple[subprocess.Popen, str]:
-    """A server on the second core: its process and address."""
+    """Start a server on the second core: its process and address."""
     wanted = [flag for flag in ("--model", "--dtype") if flag in flags]
     given = flags.split()
     same = [word for flag in wanted for word in (flag, given[given.index(flag) + 1])]
@@ -70,7 +70,7 @@ def start_server(flags: str, context: int) -> tuple[subprocess.Popen, str]:
 
 
 def run_once(folder: Path, flags: str, pinned: bool, script: str = "train_grpo.py") -> dict[str, float]:
-    """A run's seconds a step, and of them those of each phase."""
+    """A run's seconds per step, in all and of each phase."""
     command = [sys.executable, script, "--run-dir", str(folder), "--ahead", "100", *flags.split()]
     threads = "1" if pinned else "2"
     env = {**os.environ, "OMP_NUM_THREADS": threads}
@@ -118,7 +118,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def show(row: dict) -> None:
-    """A run in a line."""
+    """Print a run in one line."""
     phases = ("trainer_idle_s", "score_s", "train_s", "sync_s", "generate_s", "generator_idle_s")
     seconds = ", ".join(f"{phase.removesuffix('_s')} {row[phase]:.3f}" for phase in phases)
     print(

@@ -1,12 +1,12 @@
-"""Hours of steps, and the memory of every process of a run over them (Linux).
+"""Train for hours, and record the memory of every process of the run (Linux).
 
     python bench/soak.py --hours 2                  # the engine in the trainer's process
-    python bench/soak.py --hours 2 --served True    # on a vLLM server of its own
+    python bench/soak.py --hours 2 --served True    # on a separate vLLM server
 
 A run of train_grpo.py on the tiny model at --sync-every 10, with a checkpoint every 50 steps. Once a minute
-the memory of the run and of all that it has started is noted, as Linux's USS: what would be free if the
-process ended. When the time is over the run is sent SIGTERM, so it must end by itself, with a checkpoint. A
-process's slope is that of the line through what was noted after the first quarter.
+the memory of the run and its child processes is recorded, as USS: the memory that would be
+free if the process ended. At the end the run is sent SIGTERM: it must stop by itself, with a checkpoint. A
+process's slope is that of a line fitted to its records after the first quarter.
 """
 
 import json
@@ -40,7 +40,7 @@ from tables.report import load_pyplot  # noqa: E402
 FLAGS = "--steps 1000000 --sync-every 10 --save-every 50 --lr 1e-6 --prompts-per-step 16"
 EVERY_S = 60
 MB = 2**20
-ROLES = {  # a process by what its command line has; the first that fits
+ROLES = {  # text in a process's command line: its role; the first that fits
     "grader/program.py": "grader",
     "VLLM::": "engine",
     "multiprocessing": "multiprocessing's",
@@ -61,7 +61,7 @@ class Config:
 
 
 def role_of(process: psutil.Process) -> str:
-    """What a process of the run is."""
+    """The role of a process in the run."""
     line = " ".join(process.cmdline()) or process.name()
     return next((role for text, role in ROLES.items() if text in line), line[:40])
 
@@ -94,7 +94,7 @@ def summary(role: str, pid: int, points: Points) -> dict[str, Any]:
 
 
 def as_markdown(rows: list[dict]) -> str:
-    """One line a process."""
+    """One line per process."""
     lines = ["| process | minutes | after a quarter | at the end | slope | open files |", "|" + "---|" * 6]
     for row in rows:
         first, last = row["minutes"]
@@ -106,7 +106,7 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def plot(seen: dict[tuple[str, int], Points], out: Path) -> None:
-    """A line a process: megabytes over minutes."""
+    """One line per process: megabytes over minutes."""
     plt = load_pyplot()
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     for (role, _), points in seen.items():

@@ -1,4 +1,4 @@
-"""Seconds of a step of each row of Table 1 on a quiet machine: the axis of time of tables/costs.py.
+"""Seconds of a step of each row of Table 1 on a quiet machine: the time axis of tables/costs.py.
 
     python bench/step_seconds.py        # a quarter of an hour on two quiet cores
 

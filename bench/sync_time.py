@@ -1,14 +1,14 @@
-"""Measure a sync's seconds beside one plain copy of the weights, and the memory of many syncs (CPU, Linux).
+"""Time a sync against a plain copy of the weights, and record memory over many syncs (CPU, Linux).
 
     python bench/sync_time.py         # minutes; needs models/smollm2 (tiny/smollm2.py)
 
 The plain copy is destination.copy_(source) for every parameter, from the float32 policy into tensors of the
-engine's dtype: the cast is part of it, as of a sync. Both are timed in turns in one fresh process, after the
-first sync, which a rehearsal precedes. The sync's parts: load_weights, which pulls the weights, casts them
-and has vLLM repack them; the reset of the prefix cache; score, the canary in the engine; and the rest, which
-is the canary in the trainer. Packing, timed beside them, is what a CPU engine cannot do without: every matrix
-once into the layout of vLLM's matrix kernel (oneDNN's). Memory is that of another process: VmRSS after every
-one of many syncs.
+engine's dtype; like a sync it includes the cast. Both are timed in turns in one fresh process, after the
+first sync and its rehearsal. The sync's parts: load_weights, which pulls the weights, casts them and has vLLM
+repack them; the reset of the prefix cache; score, the canary in the engine; and the rest, which is the canary
+in the trainer. Packing is timed beside them because a CPU engine cannot avoid it: it puts every matrix once
+into the layout of vLLM's matrix kernel (oneDNN's). Memory is VmRSS after each of many syncs, in another
+process.
 """
 
 import sys
@@ -41,7 +41,7 @@ from sync import sync  # noqa: E402
 
 PARTS = ("load_weights", "reset_prefix_cache", "score")  # methods of a generator
 TIMED = ("plain copy", "packing", "sync", *PARTS, "trainer")
-SETTLED = 20  # syncs after which memory must stay where it is
+SETTLED = 20  # syncs after which memory must not grow
 SHOWN = (1, 10, 50, 100, 200)
 
 
@@ -118,12 +118,12 @@ def memory(name: str, syncs: int) -> list[int]:
 
 
 def slope(values: list[float]) -> float:
-    """Least-squares slope of values at 0, 1, 2, ..., per place."""
+    """Least-squares slope of values at 0, 1, 2, ..."""
     return linear_regression(range(len(values)), values).slope
 
 
 def as_markdown(rows: list[dict]) -> str:
-    """One line a model for the seconds, and one for the memory."""
+    """One line per model for the seconds, and one for the memory."""
     lines = [
         f"| model | tensors | MB | {' | '.join(TIMED)} | load_weights / copy | sync / copy |",
         "|" + "---|" * (len(TIMED) + 5),

@@ -1,4 +1,4 @@
-"""What the drills read out of what they see."""
+"""How the drills read what they measure."""
 
 import random
 from statistics import median
@@ -11,7 +11,7 @@ from bench.soak import summary
 
 
 def test_a_leak_shows_in_its_slope():
-    """A leak hidden by what a process takes as it starts, or divided by the wrong unit.
+    """A leak hidden by start-up memory, or divided by the wrong unit.
 
     Breaks: points for late; 1 * slope.
     """
@@ -33,7 +33,7 @@ def test_every_poisoned_response_is_given():
 
 
 def test_the_last_line_is_not_a_progress_bar():
-    """A table of bars. Break: no re.search."""
+    """A table of progress bars. Break: no re.search."""
     said = (
         "train_dpo: 1\rtrain_dpo:  50%|###  | 3/6 [00:01<00:01, 2.6it/s, loss=1]\n\ntrain_dpo.py: --lr: no\n"
     )

@@ -1,4 +1,4 @@
-"""The lines that the benches draw through what they measured."""
+"""The lines that the benches fit to their measurements."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from bench.sync_time import slope
 def test_a_leak_has_the_slope_it_leaks_by():
     """A leak that is divided by something and so looks flat. Break: divide it by 2."""
     assert slope([100, 103, 106, 109]) == pytest.approx(3)
-    assert slope([7, 9, 7, 9, 7]) == 0  # what goes up and down is no leak
+    assert slope([7, 9, 7, 9, 7]) == 0  # going up and down is no leak
 
 
 def test_a_bend_is_not_a_straight_line():

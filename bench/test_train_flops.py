@@ -1,4 +1,4 @@
-"""What train_flops.py counts as arithmetic, against what torch counts."""
+"""The arithmetic that train_flops.py counts, against torch's count."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,10 +12,10 @@ UNCOUNTED = ("attention", "bmm")  # the products of queries, keys and values; of
 
 
 def test_the_count_is_what_runs(monkeypatch, tmp_path):
-    """A share of the rate of arithmetic that was never done, or done twice: each factor and each parameter.
+    """A share of the rate that counts arithmetic never done, or counts it twice: each factor and parameter.
 
-    Both kinds of head: untied (the embedding is no arithmetic) and tied (it is, as the head). The head comes
-    in several chunks. Break: count 8 * head, not 10 *, under "run"; or leave the embedding in the blocks.
+    Both kinds of head: untied (the embedding does not count) and tied (it counts, as the head). The head has
+    several chunks. Break: count 8 * head, not 10 *, under "run"; or leave the embedding in the blocks.
     """
     monkeypatch.setitem(model_file.LOGITS_AT_ONCE, "cpu", 260 * 16)
     for family in ("llama", "qwen3"):

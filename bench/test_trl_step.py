@@ -1,4 +1,4 @@
-"""The parts of trl_step.py that TRL is not needed for."""
+"""The parts of trl_step.py that do not need TRL."""
 
 from bench.trl_step import as_markdown, reward, summarise
 
@@ -8,7 +8,7 @@ def step(seconds, tokens):
 
 
 def test_a_step_that_warms_up_does_not_count():
-    """A side that looks slow for what it does once. Break: take run, not run[1:]."""
+    """A side that looks slow because of its warm-up. Break: take run, not run[1:]."""
     summary = summarise([[step(90.0, 1), step(2.0, 100)], [step(80.0, 1), step(4.0, 500)]])
     assert (summary["step_s"], summary["first_step_s"], summary["steps"]) == (3.0, 85.0, 2)
 

@@ -1,18 +1,17 @@
-"""Measure the peak memory of token_logps, forward and backward, beside the plain way: one log_softmax over
-all logits.
+"""Compare the peak memory of token_logps, forward and backward, with one log_softmax over all logits.
 
     python bench/token_logps_memory.py                 # results/memory/: minutes on a CPU, up to 8 GB
     python bench/token_logps_memory.py --device cuda   # where torch counts the bytes itself
 
-The model is a Llama without layers, a frozen embedding and an output head, so that there is hardly an
-activation beside the head's. Every token is a response token. What counts is the peak less what was held
-before the call: weights and their gradient are held already, because a small call before the measured one
-made them; hidden states (B x T x D) and the copies of the head's gradient that autograd adds up are counted.
+The model is a Llama without layers, with a frozen embedding and an output head, so that nearly all
+activations are the head's. Every token is a response token. The result is the peak minus what was held before
+the call. Weights and their gradient do not count, because a small call before has made them; hidden states
+(B x T x D) and the copies of the head's gradient that autograd adds up do count.
 
 On a CPU the peak is that of resident memory (Linux's VmHWM, the same as getrusage's ru_maxrss), each point in
-a fresh process whose C library gives freed tensors back at once (MALLOC_MMAP_THRESHOLD_): what glibc keeps of
-them is no tensor's. The plain way is run only up to --plain-gb; above, its peak is that of the longest T that
-was run at the same V, times the ratio of the Ts, and marked with ~.
+a fresh process whose C library gives freed tensors back at once (MALLOC_MMAP_THRESHOLD_), so that glibc's
+free memory does not count. The plain way is run only up to --plain-gb; above, its peak is that of the longest
+T that was run at the same V, times the ratio of the Ts, and marked with ~.
 """
 
 import math
@@ -70,7 +69,7 @@ class Config:
 def plain_logps(
     model: PreTrainedModel, input_ids: Tensor, with_entropy: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """What token_logps gives, by a log_softmax over all logits at once."""
+    """The same as token_logps, by a log_softmax over all logits at once."""
     all_logps = model(input_ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)  # (B, T - 1, V)
     logps = all_logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1)  # (B, T - 1)
     return (logps, -(all_logps.exp() * all_logps).sum(-1)) if with_entropy else logps

@@ -4,14 +4,14 @@
 
 On a CPU the models are SmolLM2 and a Llama of 100M random parameters, on a GPU one of 1.2B.
 
-The step is the Learn section of train_grpo.py with everything on, by the project's own functions:
+The step is the Learn section of train_grpo.py with everything on, by the project's functions:
 load_sharded, micro_batches, to_batch, token_logps with entropies, the reference's forward, grpo_loss,
-kl_estimate, what metrics.Seen keeps, clip_gradients and AdamW. The rollouts are made up, random ids without
-padding, and nothing is sampled. Seconds are the median of --steps steps after one that warms up.
+kl_estimate, what metrics.Seen keeps, clip_gradients and AdamW. The rollouts are random ids without padding;
+nothing is sampled. Seconds are the median of --steps steps after one that warms up.
 
-What counts as arithmetic, of a model with B parameters in its blocks (all but embedding and output head) and
-H in the head (tied to the embedding or not: once, as the head, because to look up an embedding takes
-none), in a step of T tokens, R of which are response tokens:
+What counts as arithmetic, in a step of T tokens, R of them response tokens, for a model with B parameters in
+its blocks (all but embedding and output head) and H in the head (a tied embedding counts once, as the head,
+because a lookup takes no arithmetic):
 
     6 N T   the usual count of a forward (2 N T) and backward (4 N T): N = B + H. It takes the head for every
             token, though token_logps makes no logits of a prompt
@@ -19,9 +19,9 @@ none), in a step of T tokens, R of which are response tokens:
     needed  8 (B T + H R): as 8 N T, with the head for response tokens alone
     run     8 B T + 10 H R: that and the logits that token_logps makes a second time in backward
 
-Attention's own products of queries, keys and values count nowhere. The rate is the best of the products that
-the model's layers make of a micro-batch and of a large square one, before the steps and after. "At the
-model's shapes" is what these layers reach by themselves: forward products only, each as often as it comes.
+No count includes attention's products of queries, keys and values. The rate is the best among the products of
+the model's layers on a micro-batch and one large square product, before the steps and after. "At the model's
+shapes" is the rate of these layers alone: forward products only, each as often as it occurs.
 """
 
 import sys
@@ -165,7 +165,7 @@ def rate_of_layers(counted: dict[Shape, int], rates: dict[Shape, float]) -> floa
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU has been given to do."""
+    """Wait until the GPU has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -194,7 +194,7 @@ def make_rollouts(config: Config, vocabulary: int) -> list[Rollout]:
     torch.manual_seed(0)
     rollouts = []
     for row in range(config.rows):
-        # A prompt of its own: one that it shared could be computed once (model.shared_hidden).
+        # A separate prompt: a shared one could be computed once (model.shared_hidden).
         prompt = torch.randint(vocabulary, (config.prompt_tokens,)).tolist()
         response = torch.randint(vocabulary, (config.response_tokens,)).tolist()
         logps = [0.0] * len(response)  # the first step puts the policy's here
@@ -210,7 +210,7 @@ def train_step(
     config: Config,
     device: torch.device,
 ) -> dict[str, float]:
-    """One step of train_grpo.py's Learn: {phase: seconds}, with the seconds in all as step_s.
+    """One step of train_grpo.py's Learn: {phase: seconds}, with the total as step_s.
 
     Without a reference it costs what a step of online DPO costs, whose reference is the policy.
     """
@@ -333,7 +333,7 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"--rows {config.rows}: takes a multiple of {GROUP}, the responses to a prompt")
         for name in config.models:
             if name not in RANDOM:
-                load_config(name)  # says what is wrong with the path, if anything is
+                load_config(name)  # raises if the path is no usable model
     points = [measure(name, config, device) for name in config.models]
     print(as_markdown(points))
     record = {

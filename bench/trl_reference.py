@@ -1,10 +1,10 @@
-"""Losses and gradients of one small batch by TRL's own trainers: writes tests/trl_reference.json.
+"""Losses and gradients of one small batch by TRL's trainers: writes tests/trl_reference.json.
 
     bench/trl_reference.sh
 
-installs TRL in an environment of its own and runs this file there. Each case is a step of DPOTrainer.train()
+installs TRL in a separate environment and runs this file there. Each case is a step of DPOTrainer.train()
 or GRPOTrainer.train() on ids that we give it; a callback reads the loss, and the gradient just before the
-optimizer uses it. tests/test_trl.py computes the same by our functions, without TRL.
+optimizer uses it. tests/test_trl.py computes the same with our functions, without TRL.
 
 The model's weights are a formula: nothing is downloaded, and the numbers outlive every checkpoint.
 """
@@ -71,13 +71,13 @@ class Config:
 
 
 def wave(size: int, number: int) -> Tensor:
-    """(size,) float64 in [-1, 1] that look random, by a formula that no version of a library can change."""
+    """(size,) float64 in [-1, 1] that look random, by a formula that no library version changes."""
     i = torch.arange(size, dtype=torch.float64)
     return torch.sin(number * i * i)
 
 
 def by_name(model: PreTrainedModel) -> list[Tensor]:
-    """The model's parameters in an order that is no library's choice."""
+    """The model's parameters in an order that no library chooses."""
     return [parameter for _, parameter in sorted(model.named_parameters())]
 
 
@@ -197,11 +197,11 @@ def grpo_cases() -> dict[str, tuple[dict, dict]]:
     return cases
 
 
-# --- TRL: imported inside, for the tests read this file where it is not installed ---
+# --- TRL: imported inside functions, because the tests read this file without TRL ---
 
 
 class Watch(TrainerCallback):
-    """Keeps the last step's loss and gradient. After a step it sets the policy's weights over the update."""
+    """Keeps the last step's loss and gradient. After a step it sets the policy's weights again."""
 
     def on_pre_optimizer_step(self, args, state, control, model, **_):
         self.gradient = flat_gradient(model)
@@ -215,7 +215,7 @@ class Watch(TrainerCallback):
 
 
 def common_arguments(folder: str) -> dict[str, Any]:
-    """Full precision, the gradient not clipped, nothing written but to a folder that will be deleted."""
+    """Full precision, no gradient clipping, nothing written outside a temporary folder."""
     return {
         "output_dir": folder, "report_to": "none", "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
@@ -224,7 +224,7 @@ def common_arguments(folder: str) -> dict[str, Any]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
-    """TRL wants one, and decodes by it. Token 5 is the text 5."""
+    """TRL needs one, and decodes with it. Token 5 is the text 5."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -275,7 +275,7 @@ def run_grpo(batch: dict, arguments: dict, folder: str) -> tuple[float, Tensor, 
     """(loss, gradient, advantages) of the last step of GRPOTrainer on the batch.
 
     With num_iterations=2, TRL takes two steps on the responses: the first with the weights that sampled them,
-    under which it computes old log-probs of its own, the second with the policy's.
+    under which it computes its own old log-probs, the second with the policy's.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -318,7 +318,7 @@ def run_grpo(batch: dict, arguments: dict, folder: str) -> tuple[float, Tensor, 
         rollout_func=rollout_func,
     )
     if "vllm_importance_sampling_mode" in arguments:
-        # Only now, for the constructor would start an engine. The 0 says that no weights are to be synced.
+        # Only now, because the constructor would start an engine. The 0 tells TRL to sync no weights.
         trainer.use_vllm, trainer._last_loaded_step = True, 0
     loss, gradient = train(trainer)
     return loss, gradient, list(trainer._logs["advantages"])
@@ -331,7 +331,7 @@ def rounded(values: list | float) -> list | float:
 
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
-    disable_progress_bar()  # of loading and saving the reference, a bar each
+    disable_progress_bar()  # loading and saving the reference shows one each
     batch = make_batch()
     batch["old_logps"] = rounded(batch["old_logps"])
     record = {

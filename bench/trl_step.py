@@ -3,17 +3,17 @@
     bench/trl_step.sh        # ten minutes on 2 cores
 
 Each round is a run of train_grpo.py through its command line, and then a training run of TRL, in its own
-environment, for each of TRL_WEIGHTS, its ways to hold weights. So the sides alternate, and what else the
-machine does hits all of them. A side's first step warms it up and counts apart.
+environment, for each dtype in TRL_WEIGHTS. So the sides alternate, and other load on the machine hits all of
+them. A side's first step is a warm-up and is reported separately.
 
-Ours is read from the run's metrics.jsonl. TRL's is from on_step_begin to on_step_end, and nothing is logged,
-saved or evaluated in between. Both count the response tokens that are trained, up to and with the stop token.
-Rewards are drawn from the answer: ours by Math-Verify in its own processes, TRL's by a regular expression,
+Our times are from the run's metrics.jsonl. TRL's are from on_step_begin to on_step_end, and nothing is
+logged, saved or evaluated in between. Both count the response tokens that are trained, including the stop
+token. Rewards come from the answer: ours by Math-Verify in its own processes, TRL's by a regular expression,
 which costs nothing. Both sample and learn at temperature 1, and both have a reference (--kl-coef, beta).
 
-What TRL is given, where its default is another: no gradient checkpointing (it would cost a forward more), 16
+TRL's settings that are not its defaults: no gradient checkpointing (it would cost one more forward), 16
 responses in a micro-batch, the dataset in its order, and loss_type, scale_rewards, beta and
-use_bias_correction_kl such that the loss is ours. It samples by transformers, its default.
+use_bias_correction_kl such that the loss is ours. It samples with transformers, its default.
 """
 
 import json
@@ -77,7 +77,7 @@ class Config:
 
 
 def run_ours(config: Config, seed: int, folder: str) -> list[dict]:
-    """One dictionary a step: seconds in all and by phase, responses and their tokens."""
+    """One dictionary per step: seconds in all and by phase, responses and their tokens."""
     flags = {
         "--model": config.model, "--data": config.data, "--run-dir": f"{folder}/run", "--seed": seed,
         "--steps": config.steps, "--sync-every": 1, "--prompts-per-step": config.prompts_per_step,
@@ -100,17 +100,17 @@ def run_ours(config: Config, seed: int, folder: str) -> list[dict]:
 
 def prompts_of_run(config: Config, seed: int) -> list[dict]:
     """The prompts of a run of train_grpo.py, in its order: one dictionary each."""
-    from data import MixedIterator, load_sources  # here: they need what TRL's environment has not
+    from data import MixedIterator, load_sources  # here, because TRL's environment lacks its imports
 
     steps = MixedIterator(load_sources([config.data]), config.prompts_per_step, seed)
     return [{"prompt": p.messages, "answer": p.answer} for _ in range(config.steps) for p in next(steps)]
 
 
-# --- TRL's: imported inside, for only its own environment has it ---
+# --- TRL's: imported inside, because only its own environment has it ---
 
 
 def boxed(text: str) -> str | None:
-    """What a response puts into its last box: its answer. None if it has no box.
+    """The answer in a response's last box; None if it has no box.
 
     >>> boxed(r"so it is \\boxed{ 12 }.")
     '12'
@@ -126,7 +126,7 @@ def reward(completions: list[list[dict]], answer: list[str], **_: Any) -> list[f
 
 
 def run_trl(config: Config) -> list[dict]:
-    """What run_ours gives, of TRL's GRPOTrainer on the rows of config.rows."""
+    """The same as run_ours, of TRL's GRPOTrainer on the rows of config.rows."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -199,7 +199,7 @@ def run_trl(config: Config) -> list[dict]:
 
 
 def call(command: list[str], config: Config, folder: str) -> None:
-    """Run a command to its end; RuntimeError with the end of what it wrote, if it fails."""
+    """Run a command to its end; RuntimeError with the end of its log if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(config.threads), "HF_HUB_OFFLINE": "1"}
     with open(f"{folder}/log", "w+", encoding="utf-8") as log:
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:

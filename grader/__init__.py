@@ -1,5 +1,4 @@
-"""Grade answers in worker processes that can be killed: with Math-Verify (paper section 4), or by a function
-of the user's own.
+"""Grade answers in killable worker processes, with Math-Verify (paper section 4) or a user's function.
 
     math_reward(response, gold)     the reward: a pure function without a deadline (grade.py)
     MathVerifier                    applies it to what a model wrote, with a deadline (workers.py)

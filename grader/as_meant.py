@@ -13,13 +13,13 @@ import re
 import unicodedata
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-PERCENT = re.compile(r"(?:[\s$]|\\[)\]])*(?:\\?%|per ?cent\b)")  # behind a box
+PERCENT = re.compile(r"(?:[\s$]|\\[)\]])*(?:\\?%|per ?cent\b)")  # after a box
 FORMULA = re.compile(  # opening, content, closing
     r"(?<!\\)(\$\$)([^$]+)(\$\$)|(?<![\\$])(\$)([^$\n]+)(\$)|"
     r"(?<!\\)(\\\[)((?:[^\\]|\\[^][])+)(\\\])|(?<!\\)(\\\()((?:[^\\]|\\[^()])+)(\\\))"
 )
 
-SYMBOLS = {  # where Unicode's own plain form (NFKC) is no LaTeX
+SYMBOLS = {  # where Unicode's plain form (NFKC) is not LaTeX
     **{"∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot "},
     **{"÷": r"\div ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm "},
     **{"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^{\circ}", "∛": r"\sqrt[3]"},
@@ -27,7 +27,7 @@ SYMBOLS = {  # where Unicode's own plain form (NFKC) is no LaTeX
     **dict.fromkeys("€£¥₹₽₩¢“”„\u200b\ufeff", ""),
 }
 
-# Commands that change how their argument looks, not what it says: they and its braces go.
+# Commands that change how their argument looks, not what it says: they and its braces are removed.
 LOOKS = (
     "boxed|fbox|mathbf|boldsymbol|bm|mathsf|mathit|mathtt|underline|emph|displaystyle|textstyle|scriptstyle|"
     "bf|rm|it|sf|tt|bfseries|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
@@ -52,7 +52,7 @@ LAYOUT = [  # after these only plain spaces, braces and \text are left; a line's
     (re.compile(r"\\(?:text(?:bf|rm|it|normal|sf|tt|up)|mbox|hbox)(?![A-Za-z])\s*"), r"\\text"),
     (re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|cases)\}"), " "),
     (re.compile(r"\\begin\s*\{array\}\s*\{[lcr| ]*\}|\\end\s*\{array\}"), " "),
-    (re.compile(r"\\sqrt ?\((?=[^()]*\))"), "sqrt("),  # which Math-Verify mends
+    (re.compile(r"\\sqrt ?\((?=[^()]*\))"), "sqrt("),  # Math-Verify repairs it
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
@@ -61,7 +61,7 @@ LAYOUT = [  # after these only plain spaces, braces and \text are left; a line's
     (re.compile(r"\s+"), " "),
 ]
 BEFORE, AFTER = " ,;:`*\"'_=", ' .,;:`"?\\'  # marks of a sentence or of Markdown, around an answer
-PAIRED = "*_'"  # behind an answer only if before it too: A' is not A
+PAIRED = "*_'"  # after an answer only if before it too: A' is not A
 LABEL = re.compile(
     r"(?i) ?(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct )?(?:answer|result|solution|value)"
     r"(?: is| equals| ?:| ?=)+ ?|(?:about|approximately|approx\.?|roughly|around|exactly)(?![a-z]) ?|"
@@ -106,7 +106,7 @@ ORDINAL = re.compile(
     r"(?:(?<=1)(?:\^?\{?(?:\\text\{)?st)|(?<=2)(?:\^?\{?(?:\\text\{)?nd)|(?<=3)(?:\^?\{?(?:\\text\{)?rd)|"
     r"(?<=\d)(?:\^?\{?(?:\\text\{)?th))(?![A-Za-z])\}{0,2}"
 )
-BEHIND = r"(?:(?<=[\d})])|(?<=\\pi))"  # what ends with a number
+BEHIND = r"(?:(?<=[\d})])|(?<=\\pi))"  # after a number
 UNIT_IN_TEXT = re.compile(BEHIND + r" ?(?:/ ?)?\\(?:text|mathrm) ?\{([^{}]*)\}(?: ?\^ ?\{?-?\d\}?)?")
 UNIT = re.compile(BEHIND + r" ?([^\W\d_][^\d_=,;(){}\\+*<>|^$%]*)(?:\^\{?-?\d\}?)?")
 REMARK = re.compile(BEHIND + r" ?\(([^\W\d_][^\d(){}\\+*^=]*)\)")
@@ -138,9 +138,9 @@ ARITHMETIC = re.compile(r"\\(?:[dt]?frac|sqrt|cdot|times)(?![A-Za-z])")
 
 
 def box_at(text: str, start: int) -> str | None:
-    r"""What the box whose content begins at `start` holds, its braces balanced; None if it is cut off.
+    r"""The content of the box that begins at `start`, its braces balanced; None if it is cut off.
 
-    `\boxed 7` has no braces: it holds what stands before the next space or $.
+    `\boxed 7` has no braces: its content ends at the next space or $.
     """
     if text[start : start + 1] != "{":
         return re.compile(r"[^\s$]*").match(text, start)[0]
@@ -149,7 +149,7 @@ def box_at(text: str, start: int) -> str | None:
 
 
 def _closing(text, start):
-    """Where the brace at `start` is closed, or None. A brace after a backslash is a printed one."""
+    """Where the brace at `start` is closed, or None. A brace after a backslash does not count."""
     depth = 0
     for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(token[0], 0)
@@ -161,8 +161,8 @@ def _closing(text, start):
 def boxed_as_meant(response: str) -> str:
     r"""The answer of a response, as meant: its last box, and those that belong to it, as one `$\boxed{...}$`.
 
-    Empty if that box is empty or cut off: what was boxed before it is not the answer. A response without any
-    box stays as it is, but for its formulas.
+    Empty if that box is empty or cut off: an earlier box is not the answer. In a response without any box
+    only the formulas are rewritten.
     """
     boxes = list(BOX.finditer(response))
     if not boxes:
@@ -199,7 +199,7 @@ def _together(between):
 
 
 def as_meant(text: str) -> str:
-    r"""A gold, or what a box holds, in LaTeX that says to Math-Verify what it says to people.
+    r"""A gold, or a box's content, in LaTeX that means to Math-Verify what it means to people.
 
     >>> [as_meant(text) for text in ("3 1/2", "60 km/h", r"\text{x = 6}", "1e-07", "6 = x", "２½")]
     ['3\\frac{1}{2}', '60', 'x = 6', '1 \\times 10^{-7}', 'x = 6', '2\\frac{1}{2}']
@@ -221,12 +221,12 @@ def as_meant(text: str) -> str:
     if words and words[1].lower() == "infinity":
         return r"\infty"
     if words and any(_is_word(word) for word in words[1].split() if word not in ("and", "or")):
-        return rf"\text{{{words[1].lower()}}}"  # no product of letters
+        return rf"\text{{{words[1].lower()}}}"  # not a product of letters
     letters = words[1] if words else text
     if LETTER_LIST.fullmatch(letters):
         return ", ".join(re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", letters))
     primed = PRIMED.fullmatch(text)
-    if primed:  # Math-Verify leaves out a '
+    if primed:  # Math-Verify drops a '
         primes = r"\prime" * len(primed[2])
         return f"{primed[1]}^{{{primes}}}"
     return _equation(text)
@@ -254,8 +254,8 @@ def _character(match):
 
 
 def _without_looks(text):
-    """Leave out the commands of LOOKS, and the braces around their argument."""
-    pieces, at, opened = [], 0, []  # opened: of each open brace, whether it is one of a command left out
+    """Remove the commands of LOOKS, and the braces around their argument."""
+    pieces, at, opened = [], 0, []  # opened: for each open brace, whether its command is removed
     for token in GROUP.finditer(text):
         pieces.append(text[at : token.start()])
         at, kept = token.end(), token[0]
@@ -273,7 +273,7 @@ def _without_looks(text):
 
 
 def _stripped(text):
-    """Without the marks around it, and without braces around it all."""
+    """Strip the marks around a text, and braces around all of it."""
     text = _without_marks(text)
     for _ in range(3):
         if text.startswith("{") and _closing(text, 0) == len(text) - 1:
@@ -298,7 +298,7 @@ def _is_said_in_text(words):
 
 
 def _joined(groups):
-    """Groups of digits with spaces between them: one number if they stand as in one, else a list."""
+    """Join groups of digits: into one number if they are grouped as in one, else into a list."""
     first, *middle, last = groups
     inside = all(re.fullmatch(r"\d{3}", group) for group in middle)
     thousands = re.fullmatch(r"[1-9]\d{0,2}", first) and inside and re.fullmatch(r"\d{3}(?:\.\d+)?", last)
@@ -345,7 +345,7 @@ def _many(match):
 
 
 def _without_units(text):
-    """Leave out words behind a number that are no mathematics: `euros`, `km/h`, `th`, `(approximately)`."""
+    """Remove words after a number that are not mathematics: `euros`, `km/h`, `th`, `(approximately)`."""
     number = re.search(r"\d|\\pi", text)
     if number is None:
         return text
@@ -362,13 +362,13 @@ def _unless_unit_in_text(match):
     names = re.findall(r"[^\W\d_]+", match[1])
     number = any(f" {name.lower()} " in NUMBER_WORDS for name in names)
     if number or ("".join(names) in NO_LETTERS and names and not _gap(match)):
-        # Math-Verify leaves out what is in a text
+        # Math-Verify ignores what is in a \text{}
         return re.sub(r" ?\\(?:text|mathrm) ?\{([^{}]*)\}", r" \1", match[0])
     return _gap(match) if _is_unit(match[1], letters=match[1]) else match[0]
 
 
 def _unless_unit(match):
-    r"""What is left of words behind a number, outside of a \text{}, where letters may be variables."""
+    r"""What is left of words after a number, outside of a \text{}, where letters may be variables."""
     words, rest = match[1], match.string[match.end() : match.end() + 2].strip()
     joint = re.search(r"(?<![^\W_])(?:and|or)(?![^\W_])", words)  # 20 euros and 50 cents
     if joint:
@@ -386,18 +386,18 @@ def _unless_unit(match):
 
 
 def _gap(match):
-    """What takes the place of a unit: `3 hours 20 minutes` must not become 320."""
+    """What replaces a unit: `3 hours 20 minutes` must not become 320."""
     return ", " if match.string[match.end() : match.end() + 2].strip()[:1].isdigit() else ""
 
 
 def _is_unit(words, letters=""):
-    """Whether all of these words can stand behind a number. letters: the single ones that can, as in m/s."""
+    """Whether all of these words can follow a number. letters: the single letters that can, as in m/s."""
     names = [name for name in re.findall(r"[^\W\d_]+", words) if f" {name} " not in FILLERS]
     return bool(names) and all(_is_word(name) or (len(name) == 1 and name in letters) for name in names)
 
 
 def _is_word(name):
-    """A word rather than a product of variables, which have no vowel, or stand in order: xyz, abcd."""
+    """Whether it is a word. A product of variables has no vowel, or is in order: xyz, abcd."""
     if not name.isascii():
         return not re.search("[Ͱ-Ͽ万萬亿億百十半]|千(?![米克瓦])|тысяч|милли", name)  # Greek, numbers
     small = name.lower()
@@ -409,8 +409,8 @@ def _is_word(name):
 def _equation(text):
     """`6 = x` as `x = 6`; and `n^2 = 42` as `42 = n^2`, which Math-Verify does not take for the number 42.
 
-    An equation in one unknown says what the unknown is not. With two, as in `m + n = 42`, it names what was
-    asked for, and Math-Verify takes its right side.
+    An equation in one unknown does not give the unknown's value. One in two, such as `m + n = 42`, names what
+    was asked for, and Math-Verify takes its right side.
     """
     sides = [side.strip() for side in EQUALS.split(text)]
     if len(sides) != 2 or "," in text or NAME.fullmatch(sides[0]):

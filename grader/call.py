@@ -1,8 +1,8 @@
-"""A user's own reward function, as a worker (program.py) holds it: load it, recognise its shape, call it.
+"""A user's reward function in a worker (program.py): load it, recognise its shape, call it.
 
-Two shapes are known, by the name of a parameter: `solution_str` (verl: one response a call) and `completions`
-(TRL: a batch a call). Whatever is wrong is a reply {"error": ...}, with the traceback of what the user's code
-raised: the parent ends the run.
+Two shapes are told apart by the name of a parameter: `solution_str` (verl: one response per call) and
+`completions` (TRL: a batch per call). Any problem becomes a reply {"error": ...}, with the traceback if the
+user's code raised; the parent then ends the run.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
 
 
 class Refused(Exception):
-    """What is wrong with a function, or with what it returned; `at`: for which response of a batch."""
+    """A problem with a function, or with what it returned; `at`: for which response of a batch."""
 
     def __init__(self, problem: str, at: int | None = None):
         super().__init__(problem)
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 def load(file: str, name: str) -> Callable:
-    """FILE's NAME. Its folder comes first on the path, as if the file were run as a script."""
+    """FILE's NAME. Its folder comes first on the path, as if FILE were run as a script."""
     path = Path(file).resolve()
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -60,7 +60,7 @@ def shape_of(function: Callable) -> dict[str, Any]:
 
 
 def number(value: Any, at: int | None = None) -> float:
-    """A score as a float; Refused unless it is a finite number, of Python's, NumPy's or torch's."""
+    """A score as a float; Refused unless it is a finite number (Python, NumPy or torch)."""
     try:
         score = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError):
@@ -71,7 +71,7 @@ def number(value: Any, at: int | None = None) -> float:
 
 
 def scores_of(returned: Any, batch: bool, size: int) -> list[float | None]:
-    """What a call returned for `size` responses, as numbers; None drops a response."""
+    """A call's result for `size` responses, as numbers; None drops a response."""
     if not batch:
         if isinstance(returned, dict) and "score" not in returned:
             raise Refused(f"returned a dictionary without 'score', but {', '.join(map(str, returned))}")
@@ -86,24 +86,24 @@ def scores_of(returned: Any, batch: bool, size: int) -> list[float | None]:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """The reply where something is wrong."""
+    """The reply that reports an error."""
     if isinstance(error, Refused):
         return {"error": str(error), "at": error.at}
     said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0].rstrip(": ")
-    theirs = error.__traceback__.tb_next or error.__traceback__  # without the frame of ours
+    theirs = error.__traceback__.tb_next or error.__traceback__  # without our own frame
     told = "".join(traceback.format_exception(error.with_traceback(theirs)))
     return {"error": f"raised {said}", "at": None, "traceback": told}
 
 
 def functions(file: str, name: str) -> dict[str, Callable]:
-    """What a request to a worker can call: `shape`, and `score` with what is known of the responses."""
+    """What a request can call: `shape`, and `score` with what is known of the responses."""
     try:
         function = load(file, name)
         shape = shape_of(function)
     except Exception as error:
         failed = failure(error)
         return {"shape": lambda: failed}
-    loop = asyncio.new_event_loop()  # one for all calls: clients made in one are no use in another
+    loop = asyncio.new_event_loop()  # one for all calls: a client works only in its own loop
 
     def score(known: dict[str, Any]) -> list[float | None] | dict[str, Any]:
         takes = known if shape["takes"] is None else known.keys() & shape["takes"]

@@ -1,6 +1,6 @@
 """The reward of a math answer, for a worker (program.py) and for Python.
 
-It imports only as_meant.py of the project, and no torch: a worker starts in a second and stays small.
+Of the project it imports only as_meant.py, and no torch: a worker starts in a second and stays small.
 """
 
 import logging
@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 
 if __name__ == "grader.grade":
     from grader.as_meant import as_meant, boxed_as_meant
-else:  # in a worker, whose path has none of our folders; last there, this one hides no library
+else:  # in a worker, whose path lacks our folders; appended last, this one hides no library
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     from as_meant import as_meant, boxed_as_meant
 
@@ -67,7 +67,7 @@ def math_reward(response: str, gold: str, strict: bool = False) -> float:
     Boxed answers take precedence over others, and later answers over earlier ones. If the gold cannot be
     parsed, every response earns 0.0; `MathVerifier.unparsable` finds such golds. Both are first written as
     people mean them (as_meant.py): the last box alone counts, `12 345` is one number, `20 euros` is 20.
-    strict: they are not, as in the paper. This function has no deadline: for text that a model wrote use
+    strict: skip that, as in the paper. This function has no deadline: for text that a model wrote use
     `MathVerifier`.
 
     >>> math_reward(r"Half of it, so $\\boxed{\\frac{1}{2}}$", "0.5")

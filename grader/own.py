@@ -1,4 +1,4 @@
-"""The reward of a user's own function, `--reward FILE.py:NAME`, in worker processes that can be killed."""
+"""The reward of a user's function, `--reward FILE.py:NAME`, in worker processes that can be killed."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from typing import Any
 from grader import call
 from grader.workers import IN_A_ROW, Request, Workers, cores
 
-BATCH = 256  # responses in a call of a batch function; a few more, since all of a prompt's go together
+BATCH = 256  # responses per call of a batch function, or a few more to keep a prompt's together
 
 Items = list[tuple[str, Any]]  # (response, its data.Prompt); data.py imports this package
 
@@ -23,10 +23,10 @@ class Failed(Exception):
 class OwnReward(Workers):
     """A user's function, of either shape that call.py knows, with a deadline of `timeout_s` seconds a call.
 
-    A function of one response has as many workers as MathVerifier. One of a batch has one worker, and gets
-    some BATCH responses a call. A response that is late scores 0. A batch that is late is dropped, like what
-    the function returns None for: NaN, counted in `dropped`. All else that goes wrong is a ValueError in one
-    line that names the function, the response and the remedy: a broken reward must not pass for bad answers.
+    A function of one response has as many workers as MathVerifier. A batch function has one worker, and gets
+    about BATCH responses per call. A late response scores 0. A late batch is dropped, like a response for
+    which the function returns None: NaN, counted in `dropped`. Any other failure is a ValueError in one line
+    that names the function, the response and the remedy: a broken reward must not pass for bad answers.
     """
 
     def __init__(self, reward: str, timeout_s: float = 10.0, memory_gib: float = 8.0):
@@ -45,7 +45,7 @@ class OwnReward(Workers):
 
     @classmethod
     def of(cls, config: Any) -> "OwnReward | None":
-        """The one that a script's flags name, if they name one."""
+        """The function that a script's flags name, if any."""
         return cls(config.reward, config.reward_timeout, config.reward_memory) if config.reward else None
 
     def check(self, prompts: list[Any]) -> None:
@@ -73,14 +73,14 @@ class OwnReward(Workers):
             if reply == "late":
                 fate = "the batch is dropped" if self.shape["batch"] else "it scores 0"
                 said = f"rewards: {self.flag}: over {self.timeout_s:g} s for {about(part)}; {fate}"
-                print(said, file=sys.stderr)  # which no rank mutes
+                print(said, file=sys.stderr)  # no rank mutes stderr
                 reply = [None] * len(part) if self.shape["batch"] else [0.0]
             scores += [math.nan if score is None else score for score in reply]
         self.dropped += sum(map(math.isnan, scores))
         return scores
 
     def _parts(self, items: Items) -> list[Items]:
-        """What each call is about."""
+        """The items of each call."""
         if not self.shape["batch"]:
             return [[item] for item in items]
         parts, before = [], None
@@ -122,14 +122,14 @@ class OwnReward(Workers):
 
 
 def about(part: Items, at: int | None = None) -> str:
-    """What a call was about, or its response `at`, for a message."""
+    """Describe a call, or its response `at`, for a message."""
     response, prompt = part[at or 0]
     begins = f"{len(part)} responses, the first" if at is None and len(part) > 1 else "the response"
     return f"{begins} {response[:60]!r} to prompt {prompt.id}"
 
 
 def truth(prompt: Any) -> Any:
-    """What verl calls the ground truth: as its data has it, or the gold answer, or what stands for one."""
+    """verl's ground truth: from its data, else the gold answer, else the row's solution or answer."""
     row = prompt.row
     if isinstance(row.get("reward_model"), dict) and "ground_truth" in row["reward_model"]:
         return row["reward_model"]["ground_truth"]

@@ -1,9 +1,9 @@
-"""The program that a worker process runs: it answers requests by the functions of one file.
+"""The program that a worker process runs: it answers requests with the functions of one file.
 
     python -P program.py SECONDS BYTES FILE [ARGUMENT...]
 
-FILE defines functions(*ARGUMENTS) -> {name: function}. It and this one import no other file of the project: a
-worker stays small, and no file of ours hides a module that somebody else's code imports.
+FILE defines functions(*ARGUMENTS) -> {name: function}. It and this file import no other file of the project:
+a worker stays small, and no file of ours hides a module that the user's code imports.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 
 
 def limit_memory(size: int) -> None:
-    """Let this process have so many bytes of address space, where the system can say so."""
+    """Limit this process to `size` bytes of address space, if the system supports it."""
     if sys.platform != "linux":  # other systems refuse or ignore RLIMIT_AS
         return
     import resource
@@ -33,8 +33,8 @@ def serve(timeout_s: float, file: str, arguments: list[str]) -> None:
     # The kernel's default action on SIGALRM ends the process, even inside C code. The parent kills a late
     # worker sooner. The alarm is for when the parent itself was killed: a stuck worker would run for days.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # What a function prints goes to stderr, not between the replies; and no program that it starts reads
-    # the requests.
+    # A function's prints go to stderr, so that they do not mix with the replies. Its child processes
+    # cannot read requests.
     requests, replies = os.fdopen(os.dup(0)), os.dup(1)
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

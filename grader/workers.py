@@ -1,4 +1,4 @@
-"""The parent's end of the workers: it starts them, sends them requests, and kills those that are late.
+"""The parent's side of the workers: it starts them, sends them requests, and kills those that are late.
 
 Deliberately simple: one thread at a time, one item in flight per worker, POSIX only (a selector on pipes,
 signals).
@@ -33,7 +33,7 @@ Request = tuple  # (function, argument...): a name that the worker's functions()
 class _Worker:
     """One worker process. `state` is "starting", "idle", or the number of the item that it grades.
 
-    words: the program's, after its seconds.
+    words: the program's arguments after SECONDS.
     """
 
     def __init__(self, timeout_s: float, words: list[str], environment: dict[str, str]):
@@ -45,7 +45,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C reaches the run alone: it finishes its step, then ends these
+            start_new_session=True,  # Ctrl-C reaches only the run, which finishes its step, then ends these
         )
         self.timeout_s, self.deadline = timeout_s, time.monotonic() + START_S
         self.state: Literal["starting", "idle"] | int = "starting"
@@ -64,18 +64,18 @@ class _Worker:
         return json.loads(line) if line.endswith(b"\n") else "died"
 
     def stop(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # macOS: of a group that has ended already
-            os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session: also what it has started
+        with suppress(ProcessLookupError, PermissionError):  # macOS: the group has ended already
+            os.killpg(self.process.pid, signal.SIGKILL)  # with all that it started in its session
         self.process.wait()  # otherwise it stays a zombie
         self.process.stdin.close()
         self.process.stdout.close()
 
 
 class Workers:
-    """Processes that answer requests by the functions of one file, with a deadline for each.
+    """Processes that answer requests with the functions of one file, with a deadline for each.
 
-    Workers start in the background, so the constructor returns at once. `begin` grades in the background what
-    is asked for later; apart from that it is not thread-safe. Counters over all items that were asked for:
+    Workers start in the background, so the constructor returns at once. `begin` starts grading in the
+    background; apart from that the class is not thread-safe. Counters over all items asked for:
         timeouts    those that hit the deadline
         restarts    those that a worker did not survive, by a timeout or because it died
     `per_s` is the number of items per second that each worker graded in the last call.
@@ -93,19 +93,19 @@ class Workers:
             self._start()
         self._closing = False
         self._begun, self._jobs = [], SimpleQueue()  # [(items, future)]; (requests, future), or None to end
-        self._thread = Thread(target=self._work, daemon=True)  # an error that ends the program ends it, too
+        self._thread = Thread(target=self._work, daemon=True)  # daemon: it ends with the program
         self._thread.start()
 
     def _requests(self, items: list) -> list[Request]:
-        """What the workers are asked about these."""
+        """The requests to the workers about these."""
         raise NotImplementedError
 
     def begin(self, items: list) -> None:
-        """Grade these in the background; score() of the same list then waits for what is left of them."""
+        """Grade these in the background; score() of the same list then waits for the rest."""
         self._begun.append((items, self._submit(self._requests(items))))
 
     def _graded(self, items: list) -> list[Any]:
-        """The reply to each request about these, begun or not: "late" or "died" where the worker was."""
+        """The reply to each request about these, begun or not; "late" or "died" if the worker was or did."""
         begun = next((entry for entry in self._begun if entry[0] == items), None)
         if begun:
             self._begun.remove(begun)
@@ -126,7 +126,7 @@ class Workers:
         return future
 
     def _work(self):
-        """The thread that alone talks to the workers: one list of requests after the other."""
+        """The only thread that talks to the workers: one list of requests after the other."""
         while job := self._jobs.get():
             requests, future = job
             start, replies = time.monotonic(), [None] * len(requests)
@@ -169,7 +169,7 @@ class Workers:
         self._start()
 
     def _run(self, requests: list[Request]) -> Iterator[tuple[int, Any]]:
-        """Yield (number, reply) of each request as it ends; "late" or "died" where the worker was or did."""
+        """Yield (number, reply) of each request as it ends; "late" or "died" if the worker was or did."""
         # Ctrl-C can leave a worker busy; its reply would be taken for the reply to an item of this call.
         for worker in [w for w in self._workers if isinstance(w.state, int)]:
             self._replace(worker)
@@ -229,7 +229,7 @@ class MathVerifier(Workers):
         if workers < 1 or not timeout_s > 0:
             raise ValueError(f"MathVerifier: workers={workers} must be >= 1, timeout_s={timeout_s} > 0")
         self.strict, self.parse_failures = strict, 0
-        # Pass only what Python needs to start: no token or key beside text that a model wrote.
+        # Pass only what Python needs to start: workers read a model's text, so they get no token or key.
         kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
         super().__init__(
@@ -251,7 +251,7 @@ class MathVerifier(Workers):
     def unparsable(self, golds: list[str]) -> list[int]:
         """Indices of the golds that Math-Verify cannot parse. Every response to them would score 0.0.
 
-        One that a worker does not survive is tried twice: the result is kept (rewards.gradable), and the
+        A gold that a worker does not survive is tried twice: the result is cached (rewards.gradable), and the
         machine may just have been busy.
         """
         unique = list(dict.fromkeys(golds))  # a large data set repeats golds: half of them are small numbers

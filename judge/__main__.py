@@ -111,7 +111,7 @@ def print_cost(missing: dict[Key, Question], total: int, style: Style, config: C
 
 
 def collect(config: Config) -> tuple[Answers, Pairs, list[Verdict], int]:
-    """Ask for the missing verdicts; return the answers, the pairs, all verdicts, and how many still lack."""
+    """Ask for the missing verdicts; return answers, pairs, verdicts, and how many are still missing."""
     answers, pairs, style = prepare(config)
     path, failures = Path(config.out) / "judgments.jsonl", ""
     if problem := why_not(path, folder=False):
@@ -140,7 +140,7 @@ def alpaca_eval_row(
 ) -> dict[str, Any]:
     """Return a model's row of the table from its preferences {id: preference} and both answers {id: row}.
 
-    Difficulties are used if every question has one. Length control that is not possible gives None, and a
+    Difficulties are used if every question has one. If length control is not possible it is None, and a
     printed line gives the reason.
     """
     values, difficulties = list(preferences.values()), [baseline[id].get("difficulty") for id in preferences]

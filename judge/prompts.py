@@ -110,7 +110,7 @@ LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")  # judge_config.yaml's regex_pattern
 
 
 def final_text(choice: "Choice") -> str:
-    """Return the reply's text behind its reasoning, <think>...</think>; "" if there is none."""
+    """Return the reply's text after its reasoning, <think>...</think>; "" if there is none."""
     text = choice.message.content if isinstance(choice.message.content, str) else ""
     text = re.split("</think(?:ing)?>", text)[-1].strip()
     return "" if text.startswith("<think") else text
@@ -139,9 +139,9 @@ def read_preference(choice: "Choice", quotable: bool = False) -> float | None:
 def read_label(choice: "Choice", quotable: bool = False) -> str | None:
     """Return the reply's label, one of LABELS; None if it has none, or several that differ.
 
-    So reads Arena-Hard's get_score, but it asks the judge to go on when it finds none. And here reasoning in
-    <think> is not read, a reply that was cut off has no verdict, and where the request or an answer holds a
-    label of its own (`quotable`), only the reply's last line counts.
+    Arena-Hard's get_score does the same, but asks the judge to go on when it finds none. Here reasoning in
+    <think> is not read, a reply that was cut off has no verdict, and if the request or an answer contains a
+    label (`quotable`), only the reply's last line counts.
     """
     text = "" if getattr(choice, "finish_reason", None) == "length" else final_text(choice)
     if quotable:

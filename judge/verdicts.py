@@ -1,4 +1,4 @@
-"""A judge's verdicts: asked from an endpoint, kept in judgments.jsonl, counted as battles or preferences.
+"""A judge's verdicts: requested from an endpoint, kept in judgments.jsonl, read as battles or preferences.
 
 A verdict is AlpacaEval's share of the first answer (0 to 1) or one of Arena-Hard's labels. It is None where
 the judge's reply cannot be read: it refused, was cut off, or contradicts itself. Such a verdict is kept, so
@@ -28,14 +28,14 @@ if TYPE_CHECKING:  # openai takes a second to import: only asking a judge needs 
     from httpx2 import Response
     from openai import APIError, OpenAI
 
-Key = tuple[str, ...]  # what identifies a verdict: the values of KEY
+Key = tuple[str, ...]  # identifies a verdict: the values of KEY
 Question = tuple[list[dict[str, str]], str]  # the messages, and their digest
 Verdict = dict[str, Any]  # a row of judgments.jsonl: KEY's names, digest, verdict, logprobs, and the reply
 
 KEY = ("id", "order", "model", "baseline", "judge")
 ORDERS = ("baseline first", "model first")
 DOWN = 10  # failures in a row after which no further question is asked
-NO_REPLY = 599  # our own status for a reply that says nothing; the client retries it, as all from 500 up
+NO_REPLY = 599  # our status for an empty or malformed reply; the client retries it, as all from 500 up
 REMEDIES = {400: "see --judge-max-tokens and --style"}  # by status
 REMEDIES |= dict.fromkeys((401, 402, 403), "check OPENAI_API_KEY and its account")
 REMEDIES |= dict.fromkeys((404, 405), "check --judge-model, and --judge-url, which mostly ends in /v1")
@@ -114,14 +114,14 @@ def connect(url: str, retries: int, timeout: float = 600) -> "OpenAI":
 
 
 def true_status(response: "Response") -> None:
-    """Give a reply that says nothing, though its status is 200, a status that tells.
+    """Give an empty or malformed reply with status 200 an error status, which the client handles.
 
     That is the code of an error in its body, else NO_REPLY: for a web page, JSON of another shape, an empty
-    message. So the client treats it as any error. A refusal, a call of a tool and a reply that was cut off
-    before its first word stay: asked again, the judge would repeat them.
+    message. A refusal, a tool call and a reply that was cut off before its first word keep their status:
+    asked again, the judge would repeat them.
     """
     if response.status_code in (301, 302):
-        response.status_code = 308  # the new address is asked the same, not sent an empty GET
+        response.status_code = 308  # repeat the POST at the new address, not an empty GET
     if not response.is_success:
         return
     response.read()
@@ -157,8 +157,8 @@ def ask_all(client: "OpenAI", questions: dict[Key, Question], style: Style, path
     """Ask all questions, `workers` at a time, and append each verdict to judgments.jsonl as it arrives.
 
     A question that fails, for good or after all its retries, leaves no row. Return the failures in words, ""
-    if there are none. After DOWN failures in a row the rest is not asked; ValueError if the first that
-    returns has a status that all will have.
+    if there are none. After DOWN failures in a row the rest is not asked; ValueError if the first question
+    fails with a status that all will have.
     """
     import openai
 
@@ -166,7 +166,7 @@ def ask_all(client: "OpenAI", questions: dict[Key, Question], style: Style, path
         file.write(f"{json.dumps(ask(client, key, *question, style))}\n".encode())
 
     failures, in_a_row = [], 0
-    with path.open("ab", buffering=0) as file:  # one system call a line: nothing mixes them or cuts them
+    with path.open("ab", buffering=0) as file:  # one system call per line: lines are never mixed or cut
         pool = ThreadPoolExecutor(workers)
         asked = [pool.submit(work, *item) for item in questions.items()]
         try:

@@ -5,7 +5,7 @@
     python tables/archive.py remove results/table1/dpo-1/0    # one run
     python tables/archive.py add results/table1/dpo-1/0 runs/table1/dpo-1/0 "train_dpo.py --sync-every 1 ..."
 
-A line holds what is small in a run's directory, all numbers at full precision:
+A line holds the small files of a run's directory, all numbers at full precision:
 
     name         ROW, or ROW/SEED where the runs of a row differ in their seed
     command      the script and its flags, without --run-dir
@@ -35,7 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, only tables/ is there
 
 FILE = "runs.jsonl.gz"
-ANSWER = ("id", "reward", "true_reward", "length")  # what is kept of an answer
+ANSWER = ("id", "reward", "true_reward", "length")  # the fields kept of an answer
 
 
 @dataclass
@@ -79,7 +79,7 @@ def select(runs: list[Run], name: str) -> list[Run]:
 
 def read_directory(directory: str | Path, name: str, command: str = "") -> Run:
     """The results in a run's directory. ValueError in one line if it has neither metrics nor evaluations."""
-    from run import read_json, read_lines  # here, because run.sh asks has() about every run
+    from run import read_json, read_lines  # here, because run.sh calls has() for every run
 
     directory, found = Path(directory), Run(name, command)
     if (directory / "config.json").exists():
@@ -89,7 +89,7 @@ def read_directory(directory: str | Path, name: str, command: str = "") -> Run:
         for number, row in enumerate(found.metrics, 1):
             if "step" not in row:
                 raise ValueError(f"{directory}/metrics.jsonl, line {number}: not a step's metrics")
-        # A run that newer code went on with has more metrics from there on.
+        # A run that newer code resumed has more metrics from there on.
         keys = dict.fromkeys(key for row in found.metrics for key in row)
         found.metrics = [{key: row.get(key) for key in keys} for row in found.metrics]
     for path in sorted((directory / "eval").glob("*")):
@@ -109,7 +109,7 @@ def read_directory(directory: str | Path, name: str, command: str = "") -> Run:
 
 
 def columns(rows: list[dict]) -> dict[str, list]:
-    """Rows that have the same keys, as columns; ValueError if they have not.
+    """Rows with the same keys, as columns; ValueError if their keys differ.
 
     >>> columns([{"step": 0, "reward": 0.5}, {"step": 1, "reward": None}])
     {'step': [0, 1], 'reward': [0.5, None]}
@@ -121,7 +121,7 @@ def columns(rows: list[dict]) -> dict[str, list]:
 
 
 def rows_of(columns: dict[str, list]) -> list[dict]:
-    """The rows that columns() was given."""
+    """The inverse of columns()."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -141,7 +141,7 @@ def read(table: str | Path) -> list[Run]:
 
 
 def write(table: str | Path, runs: list[Run]) -> None:
-    """Write a table's archive, which appears under its name only when it is whole. No runs: no archive."""
+    """Write a table's archive atomically; without runs, remove it."""
     path, lines = Path(table) / FILE, []
     for run in sorted(runs, key=lambda run: run.name):
         line = asdict(run)

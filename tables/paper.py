@@ -1,4 +1,4 @@
-"""The numbers of the paper's tables (arXiv 2506.21495), under the names that our rows have.
+"""The numbers of the paper's tables (arXiv 2506.21495), under our rows' names.
 
 Each is a number in percent and what the paper calls its standard error (in brackets there; None: not given).
 """
