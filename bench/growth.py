@@ -30,7 +30,8 @@ from flags import (  # noqa: E402
 )
 
 from run import read_metrics, surroundings, write_json  # noqa: E402
-from tables.report import PHASES, load_pyplot  # noqa: E402
+from tables.figures import load_pyplot  # noqa: E402
+from tables.report import PHASES  # noqa: E402
 
 BASE = {"P": 8, "G": 8, "T": 64}
 FLAGS = {"P": "--prompts-per-step", "G": "--samples-per-prompt", "T": "--max-new-tokens"}

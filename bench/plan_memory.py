@@ -77,7 +77,15 @@ def main(args: list[str] | None = None) -> None:
     config, rows = parse_flags(Config, args), []
     for name, *point in POINTS:
         said, was = planned(*point) / GB, in_fresh_process(measured, *point) / GB
-        rows.append({"model": name, "tokens": point[2], "planned_gb": said, "measured_gb": was})
+        rows.append(
+            {
+                "model": name,
+                "tokens": point[2],
+                "planned_gb": said,
+                "measured_gb": was,
+                "planned_over_measured": said / was,
+            }
+        )
         print(
             f"{name:24} {point[2]:6} tokens: planned {said:.2f} GB, measured {was:.2f} GB, {said / was:.2f}"
         )

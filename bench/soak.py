@@ -35,7 +35,7 @@ from flags import (  # noqa: E402
 )
 
 from run import read_metrics, surroundings, write_json  # noqa: E402
-from tables.report import load_pyplot  # noqa: E402
+from tables.figures import load_pyplot  # noqa: E402
 
 FLAGS = "--steps 1000000 --sync-every 10 --save-every 50 --lr 1e-6 --prompts-per-step 16"
 EVERY_S = 60

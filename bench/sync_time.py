@@ -122,6 +122,11 @@ def slope(values: list[float]) -> float:
     return linear_regression(range(len(values)), values).slope
 
 
+def over_copy(row: dict) -> dict[str, float]:
+    """The seconds of each part over those of a plain copy."""
+    return {what: row[what] / row["plain copy"] for what in ("packing", "load_weights", "sync")}
+
+
 def as_markdown(rows: list[dict]) -> str:
     """One line per model for the seconds, and one for the memory."""
     lines = [
@@ -131,13 +136,13 @@ def as_markdown(rows: list[dict]) -> str:
     for row in rows:
         cells = [row["point"], row["tensors"], f"{row['bytes'] / 1e6:.1f}"]
         cells += [f"{1e3 * row[head]:.2f} ms" for head in TIMED]
-        cells += [f"{row[what] / row['plain copy']:.1f}" for what in ("load_weights", "sync")]
+        cells += [f"{over_copy(row)[what]:.1f}" for what in ("load_weights", "sync")]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     shown = [after for after in SHOWN if after <= len(rows[0]["resident_kb"])]
     lines += ["", f"| model | {' | '.join(f'after {s}' for s in shown)} | KB a sync, after {SETTLED} |"]
     lines.append("|" + "---|" * (len(shown) + 2))
     for row in rows:
-        cells = [f"{row['resident_kb'][after - 1] / 1024:.1f} MB" for after in shown]
+        cells = [f"{row['resident_kb'][after - 1] / 1024:.1f} MiB" for after in shown]
         lines.append(f"| {row['point']} | {' | '.join(cells)} | {row['kb_per_sync']:.1f} |")
     return "\n".join(lines)
 
@@ -153,6 +158,7 @@ def main(args: list[str] | None = None) -> None:
     rows = []
     for name in config.points:
         row = {"point": name, **in_new_process(times, name, config.repeats)}
+        row["over_copy"] = over_copy(row)
         after = in_new_process(memory, name, config.syncs)
         rows.append({**row, "resident_kb": after, "kb_per_sync": slope(after[SETTLED:])})
         print(as_markdown(rows[-1:]), flush=True)

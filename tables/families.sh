@@ -17,4 +17,5 @@ name=${AT}families out=results/${AT}families
 } | bash tables/run.sh
 .venv/bin/python tables/report.py --runs "$TABLE1/"{seed,dpo-inf,dpo-10,dpo-1,grpo} \
   "$out/"qwen-{seed,dpo-inf,dpo-10,dpo-1,grpo} --smooth 10 $UNTIL \
-  --panels reward policy_entropy length --out "$out/curves.png" --table "$out/table.md"
+  --panels reward policy_entropy length --out "$out/curves.png" --table "$out/table.md" \
+  --compare {dpo-inf,dpo-10,grpo}:dpo-1 qwen-{dpo-inf,dpo-10,grpo}:qwen-dpo-1

@@ -10,4 +10,5 @@ for seed in $SEEDS; do
   echo "$name/nll-1/$seed train_dpo.py --sync-every 1 --nll-coef 1 --seed $seed $SHORT $DPO"
 done | N=0 bash tables/run.sh
 .venv/bin/python tables/report.py --runs "$TABLE1/dpo-1" "results/$name/nll-1" --smooth 10 $UNTIL \
-  --panels reward entropy chosen_logp length --out "results/$name/curves.png"
+  --panels reward entropy chosen_logp length --out "results/$name/curves.png" \
+  --compare nll-1:dpo-1 --compare-metrics reward entropy length

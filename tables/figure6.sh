@@ -12,4 +12,5 @@ for seed in $SEEDS; do
   done
 done | N=0 bash tables/run.sh
 .venv/bin/python tables/report.py --runs "$TABLE1/dpo-1" "results/$name/"entropy-{5e-4,1e-2,1e-1} \
-  --smooth 10 $UNTIL --panels entropy reward length --out "results/$name/curves.png"
+  --smooth 10 $UNTIL --panels entropy reward length --out "results/$name/curves.png" \
+  --compare entropy-{5e-4,1e-2,1e-1}:dpo-1 --compare-metrics entropy reward length

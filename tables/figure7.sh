@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 .venv/bin/python tables/report.py --runs results/${AT}table3/{math,both} results/${AT}table2/dpo-1 \
   --names dpo-1=chat-only --smooth 10 --panels entropy length math_reward chat_reward \
+  --compare {math:chat-only,both:math,both:chat-only} --compare-metrics entropy length \
   --out "results/${AT}figure7/curves.png"

@@ -12,4 +12,5 @@ for seed in $SEEDS; do
   echo "$name/group-dpo-grpo/$seed $group --grpo-coef 0.01"
 done | N=0 bash tables/run.sh
 .venv/bin/python tables/report.py --runs "$TABLE1/dpo-1" "results/$name/"{group-dpo,group-dpo-grpo} \
-  --smooth 10 $UNTIL --panels reward entropy length --out "results/$name/curves.png"
+  --smooth 10 $UNTIL --panels reward entropy length --out "results/$name/curves.png" \
+  --compare {group-dpo:dpo-1,group-dpo-grpo:group-dpo} --compare-metrics reward entropy length

@@ -40,7 +40,7 @@ CORRECTIONS = {  # of GRPO on stale responses: its colour
     "none": "#d95f02", "clip": "#66a61e", "tis": "#e6ab02", "seq_tis": "#7570b3", "seq_mis": "#a6761d",
     "dppo": "#e7298a",
 }  # fmt: skip
-ROWS = {  # the folder of a row's runs: its name in figures and tables, and its colour
+ROWS = {  # the folder of a row's runs: its name in figures and tables, its colour, and a line that is not "-"
     "seed": ("seed model", "#777777"),
     "dpo-inf": ("offline", "#b2182b"),
     "dpo-100": ("s = 100", "#ef8a62"),
@@ -60,7 +60,7 @@ ROWS = {  # the folder of a row's runs: its name in figures and tables, and its 
     "nll-1": ("online, with NLL", "#8856a7"),
     "fixed-reference": ("online, reference fixed", "#8856a7"),
     "group-dpo": ("online, GroupDPO", "#8856a7"),
-    "group-dpo-grpo": ("online, GroupDPO + GRPO", "#c994c7"),
+    "group-dpo-grpo": ("online, GroupDPO + GRPO", "#c994c7", "--"),
     "none": ("s = 10, no correction", CORRECTIONS["none"]),
     "clip": ("s = 10, clip", CORRECTIONS["clip"]),
     "tis": ("s = 10, tis", CORRECTIONS["tis"]),
@@ -78,7 +78,7 @@ def row_name(label: str) -> tuple[str, str | None, str]:
     """
     label = label.rpartition("/")[2]
     if label in ROWS:
-        return (*ROWS[label], "-")
+        return (*ROWS[label], "-")[:3]
     first, _, rest = label.partition("-")
     if first == "qwen" and rest in ROWS:
         return f"Qwen, {ROWS[rest][0]}", ROWS[rest][1], "--"

@@ -167,9 +167,18 @@ def shown(estimate: Estimate, scale: float = 100.0) -> str:
     return mean if estimate.half is None else f"{mean} ± {scale * estimate.half:.1f}"
 
 
-def signed(estimate: Estimate, scale: float = 100.0) -> str:
+def places(half: float | None) -> int:
+    """Decimals that show two digits of an interval's half width.
+
+    >>> places(0.123), places(4.5), places(67.0), places(None)
+    (2, 1, 0, 2)
+    """
+    return max(0, 1 - math.floor(math.log10(half))) if half else 2
+
+
+def signed(estimate: Estimate, scale: float = 100.0, digits: int = 1) -> str:
     """A difference and its interval: "+1.2 [-0.3, 2.7]"."""
     if estimate.half is None or math.isnan(estimate.half):
-        return f"{scale * estimate.mean:+.1f}"
+        return f"{scale * estimate.mean:+.{digits}f}"
     low, high = scale * estimate.low, scale * estimate.high
-    return f"{scale * estimate.mean:+.1f} [{low:.1f}, {high:.1f}]"
+    return f"{scale * estimate.mean:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

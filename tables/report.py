@@ -9,14 +9,15 @@ draws three runs over each other, and writes the report.json of each run that wa
 
 takes each folder as one row, whose runs differ in their seed. A curve is the mean over seeds, in a band from
 the lowest to the highest. An accuracy is the mean over seeds and its 95 % interval (tables/intervals.py),
-beside the paper's; --compare gives the differences of two rows, paired by training seed and problem.
+beside the paper's; --compare gives the differences of two rows, paired by training seed and problem. With
+--compare-metrics it compares the ends of curves, too, and writes differences.md beside the figure.
 
 A row is read from run directories, as above, or from an archive (tables/archive.py): results/table1/dpo-1
 names the runs dpo-1/0, dpo-1/1 and dpo-1/2 in results/table1/runs.jsonl.gz.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -37,6 +38,7 @@ from tables.intervals import (  # noqa: E402
     Estimate,
     over_seeds,
     over_seeds_and_problems,
+    places,
     seeds_needed,
     shown,
     signed,
@@ -72,8 +74,12 @@ class Config:
     )
     chat_step: Count | None = HfArg(default=None, help="The step of --chat-table.")
     compare: list[str] = HfArg(
-        default_factory=list, help="Beside --table: differences of two rows each, as dpo-1:dpo-10."
+        default_factory=list, help="Differences of two rows each, as dpo-1:dpo-10, in every table."
     )
+    compare_metrics: list[str] = HfArg(
+        default_factory=list, help="Metrics that --compare compares, too: beside the figure, differences.md."
+    )
+    last: Count = HfArg(default=20, help="--compare-metrics takes a metric's mean over so many last steps.")
     margin: Positive = HfArg(
         default=1.0, help="Points within which --compare calls two rows the same, if the interval allows it."
     )
@@ -197,18 +203,24 @@ def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
     note = "Accuracy in percent: mean over training seeds ± half its 95 % interval."
     if extra:
         note += f" {', '.join(extra.values())}: at the row's last step, of {n} samples a problem."
-    if beside:
+    if beside and any(error for row in paper.ROWS[beside].values() for _, error in row):
         note += " The paper: one training seed; in brackets its error over 50 samples (docs/metrics.md)."
     return [*markdown(heads + [f"paper: {column}" for column in columns], rows), "", note]
+
+
+def two_rows(names: str, rows: dict) -> tuple[str, str]:
+    """The labels in A:B. ValueError in one line if they are not two of the rows."""
+    a, _, b = names.partition(":")
+    if a not in rows or b not in rows:
+        raise ValueError(f"--compare {names}: takes two of the rows {', '.join(rows)}, as A:B")
+    return a, b
 
 
 def compare(found: dict[str, Row], pairs: list[str], margin: float) -> dict[str, dict[int, Estimate]]:
     """The differences of rows, {"A:B": {step: estimate}} at each step that both have."""
     differences = {}
     for names in pairs:
-        a, _, b = names.partition(":")
-        if a not in found or b not in found:
-            raise ValueError(f"--compare {names}: takes two of the rows {', '.join(found)}, as A:B")
+        a, b = two_rows(names, found)
         steps = sorted(found[a].keys() & found[b].keys())
         if not steps:
             raise ValueError(f"--compare {names}: no step at which both were evaluated")
@@ -230,10 +242,81 @@ def comparison_lines(differences: dict[str, dict[int, Estimate]], margin: float)
         )
     heads = ["difference", "seeds", *(f"step {step}" for step in steps), "at the last step", "seeds to tell"]
     note = (
-        "Points of percent with 95 % intervals, paired by training seed and problem. same: the interval lies "
-        f"within {margin:g} points. seeds to tell: that many would decide, if mean and scatter stay."
+        "Points of percent with 95 % intervals, paired by training seed, and by problem where a run keeps "
+        f"its counts. same: the interval lies within {margin:g} point{'s' * (margin != 1)}. "
+        "seeds to tell: that many would decide, if mean and scatter stay."
     )
     return ["", *markdown(heads, rows), "", note]
+
+
+def differences_of(values: dict[str, dict[str, dict[str, float]]], pairs: list[str]) -> dict[str, dict]:
+    """Differences of any numbers, {label: {training seed: {what: number}}}, paired by training seed.
+
+    {"A:B": {what: {"first", "second": the rows' means, "mean", "half", "seeds": of the difference, "verdict",
+    "seeds_to_tell"}}}. There is no margin, so the verdict is higher, lower or cannot tell. ValueError in one
+    line without a seed in common.
+    """
+    differences = {}
+    for names in pairs:
+        a, b = (values[label] for label in two_rows(names, values))
+        seeds = sorted(a.keys() & b.keys())
+        if not seeds:
+            raise ValueError(
+                f"--compare {names}: no training seed in common ({', '.join(a)} and {', '.join(b)})"
+            )
+        row = differences[names] = {}
+        for what in a[seeds[0]]:
+            first, second = ([side[seed][what] for seed in seeds] for side in (a, b))
+            estimate = over_seeds([x - y for x, y in zip(first, second, strict=True)])
+            says = verdict(estimate, 0.0)
+            row[what] = {
+                "first": fmean(first),
+                "second": fmean(second),
+                **asdict(estimate),
+                "verdict": {"better": "higher", "worse": "lower"}.get(says, says),
+                "seeds_to_tell": seeds_needed(estimate, 0.0) if says == "cannot tell" else None,
+            }
+    return differences
+
+
+def difference_lines(differences: dict[str, dict], what: str) -> list[str]:
+    """differences_of as lines of Markdown."""
+    heads, rows = ["rows", what, "first", "second", "difference", "the first is", "seeds to tell"], []
+    for names, row in differences.items():
+        a, b = (row_name(label)[0] for label in names.split(":"))
+        for key, found in row.items():
+            digits = places(found["half"])
+            rows.append(
+                [f"{a} less {b}", key, *(f"{found[side]:.{digits}f}" for side in ("first", "second"))]
+            )
+            interval = signed(Estimate(found["mean"], found["half"], found["seeds"]), 1.0, digits)
+            unknown = "over 1000" if found["verdict"] == "cannot tell" and found["half"] else ""
+            rows[-1] += [interval, found["verdict"], str(found["seeds_to_tell"] or unknown)]
+    return markdown(heads, rows)
+
+
+def write_metric_differences(rows: dict[str, list[Run]], config: Config, out: Path) -> None:
+    """Write --compare-metrics beside the figure `out`: differences.md, and .json."""
+    values = {}
+    for label, runs in rows.items():
+        for run in runs:
+            metrics = with_task(run)[: config.until][-config.last :] if run.metrics else []
+            of = {
+                key: [row[key] for row in metrics if row.get(key) is not None]
+                for key in config.compare_metrics
+            }
+            if missing := [key for key, found in of.items() if metrics and not found]:
+                raise ValueError(f"--compare-metrics {' '.join(missing)}: not a metric of {run.name}")
+            if metrics:
+                values.setdefault(label, {})[run.seed] = {key: fmean(found) for key, found in of.items()}
+    differences = differences_of(values, config.compare)
+    note = (
+        f"Means over the last {config.last} steps and training seeds; differences with 95 % intervals, "
+        "paired by training seed. seeds to tell: that many would decide, if mean and scatter stay."
+    )
+    save_table(
+        [*difference_lines(differences, "metric"), "", note], differences, out.with_name("differences.md")
+    )
 
 
 def commits_of(rows: dict[str, list[Run]]) -> str:
@@ -368,8 +451,13 @@ def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[st
     return table
 
 
-def write_chat_table(rows: dict[str, list[Run]], step: int, beside: str | None, out: Path) -> None:
-    """Write chat_columns of {label: runs}, and accuracies, as Markdown and JSON, the paper's beside."""
+def write_chat_table(
+    rows: dict[str, list[Run]], step: int, beside: str | None, out: Path, pairs: list[str] | None = None
+) -> None:
+    """Write chat_columns of {label: runs}, and accuracies, as Markdown and JSON, the paper's beside.
+
+    pairs: --compare's.
+    """
     if len(rows) < 2:
         raise ValueError("--chat-table: compares rows, and --runs names only one")
     found = {label: read_chat(runs, step) for label, runs in rows.items()}
@@ -393,12 +481,35 @@ def write_chat_table(rows: dict[str, list[Run]], step: int, beside: str | None, 
             cells += [str(value) for value, _ in paper.ROWS[beside].get(label, [("", None)] * len(named))]
         lines.append(f"| {' | '.join([row_name(label)[0], *cells])} |")
     lines += ["", "Here: mean over training seeds ± half its 95 % interval; accuracy in percent."]
+    if pairs:
+        differences = differences_of(by_seed(table, found), pairs)
+        lines += [
+            "",
+            *difference_lines(differences, "column"),
+            "",
+            "Paired by training seed; 95 % intervals.",
+        ]
+        table = {**table, "difference": differences}
     save_table(lines, table, out)
 
 
+def by_seed(table: dict[str, dict[str, list]], found: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """The columns of a table as {label: {training seed: {column: value}}}; the seed model is in all seeds."""
+    seeds = sorted({seed for label, row in found.items() if label != SEED_ROW for seed in row})
+    return {
+        label: {
+            seed: {head: column[at if len(column) > 1 else 0] for head, column in row.items() if column}
+            for at, seed in enumerate(seeds if label == SEED_ROW else sorted(found[label]))
+        }
+        for label, row in table.items()
+    }
+
+
 def with_interval(estimate: Estimate) -> str:
-    """Estimate(12.345, 0.678, 3) -> "12.35 ± 0.68"."""
-    return f"{estimate.mean:.2f}" if estimate.half is None else f"{estimate.mean:.2f} ± {estimate.half:.2f}"
+    """Estimate(12.345, 0.678, 3) -> "12.35 ± 0.68", and with a half width of 67.8 -> "12 ± 68"."""
+    digits = places(estimate.half)
+    mean = f"{estimate.mean:.{digits}f}"
+    return mean if estimate.half is None else f"{mean} ± {estimate.half:.{digits}f}"
 
 
 # --- One run: what it gained and what it cost ---
@@ -506,8 +617,10 @@ def main(args: list[str] | None = None) -> None:
         ):
             names = ", ".join(paper.ROWS[config.paper])
             raise ValueError(f"--paper {config.paper}: needs --table or --chat-table, and rows named {names}")
-        if config.compare and not config.table:
-            raise ValueError("--compare: goes beside --table, whose rows it compares")
+        if config.compare and not (config.table or config.chat_table or config.compare_metrics):
+            raise ValueError("--compare: goes with --table, --chat-table or --compare-metrics")
+        if config.compare_metrics and not config.compare:
+            raise ValueError("--compare-metrics: goes with --compare, which names the rows")
         if bool(config.chat_table) != bool(config.chat_step):
             raise ValueError(
                 "--chat-table: goes together with --chat-step, the step whose answers it compares"
@@ -526,7 +639,9 @@ def main(args: list[str] | None = None) -> None:
         if config.table:
             write_table(rows, config)
         if config.chat_table:
-            write_chat_table(rows, config.chat_step, config.paper, Path(config.chat_table))
+            write_chat_table(rows, config.chat_step, config.paper, Path(config.chat_table), config.compare)
+        if config.compare_metrics:
+            write_metric_differences(rows, config, out)
         if curves:
             out.parent.mkdir(parents=True, exist_ok=True)
             plot_curves(curves, config.panels, config.smooth, out)

@@ -17,4 +17,5 @@ name=${AT}table2 out=results/${AT}table2
 } | CHAT=$REQUESTS bash tables/run.sh
 .venv/bin/python tables/report.py --runs "$out/"{seed,dpo-inf,dpo-10,dpo-5,dpo-1,grpo} --smooth 10 \
   --panels reward ${TRUTH:-} length entropy --out "$out/curves.png" \
-  --chat-table "$out/table.md" --chat-step "$LAST" --paper table2
+  --chat-table "$out/table.md" --chat-step "$LAST" --paper table2 \
+  --compare {dpo-inf,dpo-10,dpo-5,grpo}:dpo-1 {dpo-inf,dpo-1,grpo}:seed

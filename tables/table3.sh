@@ -16,4 +16,5 @@ done | bash tables/run.sh
 .venv/bin/python tables/report.py --runs results/${AT}table2/{seed,dpo-1} "$out/"{math,both,chat-then-math} \
   --names dpo-1=chat-only --smooth 10 --panels math_reward chat_reward length entropy \
   --out "$out/curves.png" \
-  --chat-table "$out/table.md" --chat-step "$LAST" --paper table3
+  --chat-table "$out/table.md" --chat-step "$LAST" --paper table3 \
+  --compare {math,chat-only}:seed both:{chat-only,math} chat-then-math:{chat-only,math}

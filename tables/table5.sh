@@ -13,4 +13,4 @@ for seed in $SEEDS; do
 done | bash tables/run.sh
 .venv/bin/python tables/report.py --runs "$out/grpo-4" "$TABLE1/grpo" "$out/grpo-12" \
   --smooth 10 $UNTIL --panels reward entropy length pair_frac --out "$out/curves.png" \
-  --table "$out/table.md" --paper table5
+  --table "$out/table.md" --paper table5 --compare {grpo-4,grpo-12}:grpo

@@ -116,6 +116,50 @@ def test_differences_are_paired_by_seed_and_problem(counted):
     assert "| pass@2 | majority | greedy |" in text and "| 50.0 ± 0.0 | 25.0 ± 0.0 | 75.0 ± 0.0 |" in text
 
 
+def test_the_ends_of_curves_are_compared_by_training_seed(tmp_path, capsys):
+    """A difference of bands that cover each other, read from another part of the curve or from other seeds.
+
+    Breaks: [: config.last] in write_metric_differences; first and second exchanged; no config.until; a zip of
+    the rows' runs in place of the seeds in common. By hand: of seeds 0 to 2 the means over the last 2 of 4
+    steps differ by 1, 1 and 4: mean 2, deviation sqrt(3), so half of the interval is 4.303 sqrt(3) / sqrt(3).
+    """
+    ends = {"dpo-1": (5, 15, 25), "nll-1": (6, 16, 29, 99)}  # the last has a seed that dpo-1 lacks
+    for row, values in ends.items():
+        for seed, end in enumerate(values):
+            write_run(tmp_path / row / str(seed), {})
+            curve = [100, 100, end - 1, end + 1, 1000]
+            rows = [{"step": step, "reward": value, "x": None} for step, value in enumerate(curve)]
+            (tmp_path / row / str(seed) / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--runs", str(tmp_path / "dpo-1"), str(tmp_path / "nll-1"), "--panels", "reward", "--until", "4"]
+    flags += ["--out", str(tmp_path / "c.png"), "--compare", "nll-1:dpo-1", "--last", "2"]
+    flags += ["--compare-metrics"]
+    report.main([*flags, "reward"])
+    (found,) = json.loads((tmp_path / "differences.json").read_text())["nll-1:dpo-1"].values()
+    assert (found["first"], found["second"], found["mean"], found["seeds"]) == (17, 15, 2, 3)
+    assert found["half"] == pytest.approx(4.303) and found["verdict"] == "cannot tell"
+    line = (tmp_path / "differences.md").read_text().splitlines()[2]
+    numbers = "17.0 | 15.0 | +2.0 [-2.3, 6.3] | cannot tell | 6"
+    assert line == f"| online, with NLL less online | reward | {numbers} |"
+    # So many seeds n that t(n - 1) sqrt(3 / n) < 2: 2.571 sqrt(3 / 6) = 1.82, but 2.776 sqrt(3 / 5) = 2.15.
+    for bad in "x", "y":
+        with pytest.raises(SystemExit):
+            report.main([*flags, bad])
+    assert f"--compare-metrics {bad}: not a metric of dpo-1/0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mean", "says"), [(5.0, "higher"), (-5.0, "lower"), (0.1, "cannot tell")], ids=lambda value: str(value)
+)
+def test_without_a_margin_a_difference_is_higher_lower_or_unknown(mean, says):
+    """ "same" without a margin, or a sign lost. Breaks: the names exchanged; verdict(estimate, 10)."""
+    values = {
+        "a": {seed: {"x": mean + at} for at, seed in enumerate("012")},
+        "b": {seed: {"x": 0.0} for seed in "012"},
+    }
+    (found,) = report.differences_of(values, ["a:b"])["a:b"].values()
+    assert found["verdict"] == says and (found["seeds_to_tell"] is None) == (says != "cannot tell")
+
+
 @pytest.mark.parametrize(
     ("pairs", "line"),
     [
@@ -310,8 +354,18 @@ def test_chat_table_by_hand(chat, capsys):
     for seed_model, trained in zip(table["seed"]["elo"], table["dpo-1"]["elo"], strict=True):
         assert seed_model - trained == pytest.approx(odds, rel=0.03)
         assert seed_model + trained == pytest.approx(2000)
+    assert "difference" not in table
+    report.main(["--runs", *rows, "--panels", "reward", *out, "--compare", "dpo-1:seed"])
+    found = json.loads((chat / "chat.json").read_text())["difference"]["dpo-1:seed"]
+    assert found["reward"]["mean"] == pytest.approx(4.5 - 4 / 3) and found["reward"]["seeds"] == 2
+    assert found["true_reward"]["verdict"] == "lower" and found["elo"]["mean"] == pytest.approx(
+        -odds, rel=0.03
+    )
     text = (chat / "chat.md").read_text()
-    assert "| online | 40.00 ± 0.00 | 4.50 ± 6.35 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
+    assert "| online less seed model | true_reward | 0.33 | 1.00 |" in text
+    report.main(["--runs", *rows, "--panels", "reward", "--paper", "table2", *out])
+    text = (chat / "chat.md").read_text()
+    assert "| online | 40.00 ± 0.00 | 4.5 ± 6.4 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,8 @@ def check_report(config, made, plan, one_length):
     known = {"true_reward"} if embedded else set()
     known |= {"math_reward", "chat_reward"}  # of a run of one task, too: report.with_task
     assert set(config.panels) <= known | set.intersection(*(metrics_of(program) for program in programs))
+    known |= set.intersection(*(metrics_of(program) for program in programs))
+    assert set(config.compare_metrics) <= known
     assert evaluated == {True} or not config.table
     assert len(steps) == 1 or config.until == min(steps) or not one_length
     if config.paper:
@@ -186,7 +188,7 @@ def test_another_scale_is_refused(printing):
 
 def figures(folder):
     """The figures and tables that the scripts in tables/ draw, in the results of a folder."""
-    drawn = ("curves.png", "table.md", "table.json", "table.png")
+    drawn = ("curves.png", "table.md", "table.json", "table.png", "differences.md", "differences.json")
     paths = [folder / "results" / table.removesuffix(".sh") / name for table in TABLES for name in drawn]
     return [str(path.relative_to(folder)) for path in paths if path.exists()]
 
