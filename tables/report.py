@@ -49,6 +49,12 @@ PANELS = ["reward", "entropy", "length", "staleness", "logp_gap"]
 PHASES = ("generate", "score", "train", "sync")
 SEED_ROW = "seed"  # the row of the model that the others were trained from
 
+OTHERS = {  # of an evaluation, beside accuracy: its column
+    "pass_at_n": "pass@{n}",
+    "majority": "majority",
+    "greedy_accuracy": "greedy",
+}
+
 Row = dict[int, dict[str, dict]]  # {step: {training seed: evaluation}}
 
 
@@ -180,12 +186,8 @@ def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
     last = {label: list(row[max(row)].values()) for label, row in found.items()}
     n = next(iter(last.values()))[0]["n"]
     extra = {
-        key: head
-        for key, head in {
-            "pass_at_n": f"pass@{n}",
-            "majority": "majority",
-            "greedy_accuracy": "greedy",
-        }.items()
+        key: head.format(n=n)
+        for key, head in OTHERS.items()
         if all(key in evaluation for several in last.values() for evaluation in several)
     }
     heads = ["row", "seeds", *(f"step {step}" for step in steps), *extra.values()]
@@ -265,7 +267,7 @@ def differences_of(values: dict[str, dict[str, dict[str, float]]], pairs: list[s
                 f"--compare {names}: no training seed in common ({', '.join(a)} and {', '.join(b)})"
             )
         row = differences[names] = {}
-        for what in a[seeds[0]]:
+        for what in [what for what in a[seeds[0]] if what in b[seeds[0]]]:  # the seed model lacks some
             first, second = ([side[seed][what] for seed in seeds] for side in (a, b))
             estimate = over_seeds([x - y for x, y in zip(first, second, strict=True)])
             says = verdict(estimate, 0.0)
@@ -283,16 +285,37 @@ def difference_lines(differences: dict[str, dict], what: str) -> list[str]:
     """differences_of as lines of Markdown."""
     heads, rows = ["rows", what, "first", "second", "difference", "the first is", "seeds to tell"], []
     for names, row in differences.items():
+        names, _, step = names.partition(" at ")
         a, b = (row_name(label)[0] for label in names.split(":"))
+        at = f", step {step}" if step else ""
         for key, found in row.items():
             digits = places(found["half"])
             rows.append(
-                [f"{a} less {b}", key, *(f"{found[side]:.{digits}f}" for side in ("first", "second"))]
+                [f"{a} less {b}{at}", key, *(f"{found[side]:.{digits}f}" for side in ("first", "second"))]
             )
             interval = signed(Estimate(found["mean"], found["half"], found["seeds"]), 1.0, digits)
             unknown = "over 1000" if found["verdict"] == "cannot tell" and found["half"] else ""
             rows[-1] += [interval, found["verdict"], str(found["seeds_to_tell"] or unknown)]
     return markdown(heads, rows)
+
+
+def other_differences(found: dict[str, Row], pairs: list[str]) -> dict[str, dict]:
+    """differences_of pass@n, majority and greedy answers, in points, at each pair's last step in common."""
+    differences = {}
+    for names in pairs:
+        a, b = two_rows(names, found)
+        step = max(found[a].keys() & found[b].keys())
+        both = {label: found[label][step] for label in (a, b)}
+        n = next(iter(both[a].values()))["n"]
+        keys = [key for key in OTHERS if all(key in e for several in both.values() for e in several.values())]
+        values = {
+            label: {
+                seed: {OTHERS[key].format(n=n): 100 * e[key] for key in keys} for seed, e in several.items()
+            }
+            for label, several in both.items()
+        }
+        differences |= {f"{names} at {step}": row for row in differences_of(values, [names]).values()}
+    return differences
 
 
 def write_metric_differences(rows: dict[str, list[Run]], config: Config, out: Path) -> None:
@@ -351,8 +374,11 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
         raise ValueError(f"--table {out}: an evaluation without accuracy; requests go to --chat-table")
     differences = compare(found, config.compare, config.margin)
     lines = table_lines(found, config.paper)
+    others = other_differences(found, config.compare)
     if differences:
         lines += comparison_lines(differences, config.margin)
+    if any(others.values()):
+        lines += ["", *difference_lines(others, "beside accuracy")]
     numbers = {
         "accuracy": {
             label: {step: [e["accuracy"] for e in several.values()] for step, several in row.items()}
@@ -366,6 +392,7 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
             names: {step: {"mean": e.mean, "half": e.half, "seeds": e.seeds} for step, e in row.items()}
             for names, row in differences.items()
         },
+        "others": others,
     }
     if made := commits_of(rows):
         lines += ["", made]

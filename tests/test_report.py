@@ -22,7 +22,8 @@ def write_evals(directory, evals, data="tiny@test"):
     alike = {"data": data, "problems": 5, "n": 2, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 64}
     for step, found in evals.items():
         if isinstance(found, list):
-            more = {"pass_at_n": 0.5, "majority": 0.25, "greedy_accuracy": 0.75}
+            solved = sum(count > 0 for count in found) / len(found)
+            more = {"pass_at_n": solved, "majority": 0.25, "greedy_accuracy": 0.75}
             found = {"accuracy": sum(found) / 2 / len(found), "right": found, **more}
         else:
             found = {"accuracy": found}
@@ -113,7 +114,12 @@ def test_differences_are_paired_by_seed_and_problem(counted):
     assert expected.mean == pytest.approx(0.4 / 3) and 4.303 * 0.2 / 3 <= expected.half < 1
     text = (counted / "t.md").read_text()
     assert "| dpo-1-x less dpo-10-x | 3 | +13.3 [" in text and "| cannot tell |" in text
-    assert "| pass@2 | majority | greedy |" in text and "| 50.0 ± 0.0 | 25.0 ± 0.0 | 75.0 ± 0.0 |" in text
+    assert "| pass@2 | majority | greedy |" in text and "| 25.0 ± 0.0 | 75.0 ± 0.0 |" in text
+    # Solved by one sample at least: 4, 3 and 4 of 5 problems against 3, 2 and 4.
+    others = json.loads((counted / "t.json").read_text())["others"]["dpo-1-x:dpo-10-x at 100"]
+    assert (others["pass@2"]["first"], others["pass@2"]["second"]) == pytest.approx((1100 / 15, 60))
+    assert others["pass@2"]["half"] == pytest.approx(4.303 * 20 / 3) and others["greedy"]["mean"] == 0
+    assert "| dpo-1-x less dpo-10-x, step 100 | pass@2 | 73 | 60 | +13 [-15, 42] | cannot tell |" in text
 
 
 def test_the_ends_of_curves_are_compared_by_training_seed(tmp_path, capsys):
