@@ -19,7 +19,7 @@ from flags import OutFile, one_line_errors, parse_flags  # noqa: E402
 
 from run import write_text  # noqa: E402
 from tables.figures import row_name  # noqa: E402
-from tables.intervals import Estimate, signed, verdict  # noqa: E402
+from tables.intervals import Estimate, places, signed, verdict  # noqa: E402
 from tables.report import markdown  # noqa: E402
 
 START, END = "<!-- claims: python tables/claims.py -->", "<!-- end of claims -->"
@@ -44,26 +44,96 @@ class Claim:
     step: str | None = None
 
 
+def claim(
+    says: str, table: str, names: str, expects: str, what: str = POINTS, step: str | None = None
+) -> Claim:
+    """A claim whose numbers are in a table.json; of a figure, in its differences.json."""
+    file = "differences.json" if table.startswith("figure") else "table.json"
+    return Claim(says, f"{table}/{file}", names, expects, what, step)
+
+
 CLAIMS = [
-    Claim(
-        "Table 1: offline DPO is behind semi-online (s = 10)", "table1/table.json", "dpo-inf:dpo-10", "worse"
+    claim("Table 1: offline DPO is behind semi-online", "table1", "dpo-inf:dpo-10", "worse"),
+    claim("the same at half the steps", "table1", "dpo-inf:dpo-10", "worse", step="100"),
+    claim("Table 1: s = 10 is as good as online", "table1", "dpo-10:dpo-1", "same"),
+    claim("Table 1: s = 100 is as good as s = 10", "earlier", "dpo-100:dpo-10", "same"),
+    claim("Table 1: GRPO is as good as online DPO", "table1", "grpo:dpo-1", "same"),
+    claim("the same after twice the steps", "earlier", "grpo:dpo-1", "same"),
+    claim(
+        "Table 2: offline is behind online in chat, by the learned reward",
+        "table2",
+        "dpo-inf:dpo-1",
+        "lower",
+        "reward",
     ),
-    Claim("Table 1: s = 10 is as good as online", "table1/table.json", "dpo-10:dpo-1", "same"),
-    Claim("Table 1: GRPO is as good as online DPO", "table1/table.json", "grpo:dpo-1", "same"),
-    Claim("Table 1: s = 100 is as good as s = 10", "earlier/table.json", "dpo-100:dpo-10", "same"),
-    Claim(
-        "another family (Qwen3): offline is behind",
-        "families/table.json",
-        "qwen-dpo-inf:qwen-dpo-10",
-        "worse",
+    claim(
+        "Table 2: s = 10 is as good as online, by the learned reward",
+        "table2",
+        "dpo-10:dpo-1",
+        "same",
+        "reward",
     ),
-    Claim(
-        "another family: s = 10 is as good as online", "families/table.json", "qwen-dpo-10:qwen-dpo-1", "same"
+    claim(
+        "Table 2: GRPO is behind online DPO in chat, by the learned reward",
+        "table2",
+        "grpo:dpo-1",
+        "lower",
+        "reward",
     ),
-    Claim("Table 5: groups of 12 are no better than 8", "table5/table.json", "grpo-12:grpo", "same"),
-    Claim("Table 5: groups of 4 are worse than 8", "table5/table.json", "grpo-4:grpo", "worse"),
-    Claim("reviewers: GRPO at s = 10, uncorrected", "stale_grpo/table.json", "none:grpo", ""),
-    Claim("reviewers: GRPO at s = 10, clipped", "stale_grpo/table.json", "clip:grpo", ""),
+    claim(
+        "section 6: the reward model may be hacked (true reward of online DPO)",
+        "table2",
+        "dpo-1:seed",
+        "lower",
+        "true_reward",
+    ),
+    claim(
+        "Table 3: trained on both, mathematics is below mathematics alone",
+        "table3",
+        "both:math",
+        "lower",
+        "accuracy",
+    ),
+    claim(
+        "Table 3: trained on both, chat is below chat alone", "table3", "both:chat-only", "lower", "reward"
+    ),
+    claim("Table 3: chat training loses mathematics", "table3", "chat-only:seed", "lower", "accuracy"),
+    claim("Table 5: groups of 4 are worse than groups of 8", "table5", "grpo-4:grpo", "worse"),
+    claim("Table 5: groups of 12 are no better than groups of 8", "table5", "grpo-12:grpo", "same"),
+    claim(
+        "figure 2: with a fixed reference responses get shorter (here hardly: no collapse)",
+        "figure2",
+        "fixed-reference:dpo-1",
+        "lower",
+        "length",
+    ),
+    claim("figure 2: and the reward with it", "figure2", "fixed-reference:dpo-1", "lower", "reward"),
+    claim(
+        "figure 6: the paper's largest entropy bonus keeps entropy up",
+        "figure6",
+        "entropy-5e-4:dpo-1",
+        "",
+        "entropy",
+    ),
+    claim(
+        "figure 6: a bonus of 0.1 does, at a cost in reward", "figure6", "entropy-1e-1:dpo-1", "", "reward"
+    ),
+    claim(
+        "figure 7: mathematics loses more entropy than chat", "figure7", "math:chat-only", "lower", "entropy"
+    ),
+    claim("figure 7: chat responses grow longer", "table2", "dpo-1:seed", "higher", "characters"),
+    claim(
+        "figure 8: GroupDPO's reward is that of a single pair", "figure8", "group-dpo:dpo-1", "same", "reward"
+    ),
+    claim("figure 10: the NLL term does not help", "figure10", "nll-1:dpo-1", "same", "reward"),
+    claim("reviewers: another family, offline is behind", "families", "qwen-dpo-inf:qwen-dpo-1", "worse"),
+    claim(
+        "reviewers: another family, s = 10 is as good as online", "families", "qwen-dpo-10:qwen-dpo-1", "same"
+    ),
+    claim("reviewers: GRPO at s = 10 against fresh responses, clipped", "stale_grpo", "clip:grpo", ""),
+    claim("reviewers: the same, uncorrected", "stale_grpo", "none:grpo", ""),
+    claim("reviewers: which correction rescues GRPO offline", "corrections", "inf-seq_tis:inf-none", ""),
+    claim("why offline loses: syncing the reference alone", "controls", "ref-1:dpo-inf", ""),
 ]
 
 
@@ -76,17 +146,18 @@ def find(claim: Claim, results: Path) -> tuple[Estimate, str] | None:
     found = numbers.get("difference", numbers).get(claim.names)
     if found is None:
         return None
-    if claim.what == POINTS:
-        step = claim.step or max(found, key=int)
-        return Estimate(found[step]["mean"], found[step]["half"], found[step]["seeds"]), f"step {step}"
-    row = found[claim.what]
-    return Estimate(row["mean"], row["half"], row["seeds"]), claim.what
+    if claim.what in found:  # a metric, or a column of a table with chat
+        row = found[claim.what]
+        return Estimate(row["mean"], row["half"], row["seeds"]), claim.what
+    step = claim.step or max(found, key=int)
+    return Estimate(found[step]["mean"], found[step]["half"], found[step]["seeds"]), f"step {step}"
 
 
 def judge(claim: Claim, estimate: Estimate) -> str:
     """agrees, disagrees or cannot tell; for a claim of ours what the interval says."""
-    says = verdict(estimate, MARGIN if claim.what == POINTS else 0.0)
-    says = says if claim.what == POINTS else {"better": "higher", "worse": "lower"}.get(says, says)
+    of_accuracy = claim.expects not in ("higher", "lower") and claim.what == POINTS
+    says = verdict(estimate, MARGIN if of_accuracy else 0.0)
+    says = says if of_accuracy else {"better": "higher", "worse": "lower"}.get(says, says)
     if says == "cannot tell" or not claim.expects:
         return says
     return "agrees" if says == claim.expects else f"disagrees: {says}"
@@ -104,7 +175,9 @@ def table(results: Path) -> str:
             rows.append([*cells, "", "", f"not run: `tables/{folder}.sh`"])
             continue
         estimate, where = found
-        number = signed(estimate) if claim.what == POINTS else signed(estimate, 1.0)
+        of_step = where.startswith("step")
+        digits = 1 if of_step or where == POINTS else places(estimate.half)
+        number = signed(estimate, 100.0 if of_step else 1.0, digits)
         rows.append(
             [
                 *cells,
