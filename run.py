@@ -126,8 +126,9 @@ def check_same_run(config: TrainFlags) -> None:
     if not (directory / "config.json").exists():
         return
     run, now = read_config(directory), flags_of(config)
-    # Flags that are newer than the run get the values that match what it did.
-    before = {"strict_paper_grading": True, **run["flags"], "date": run_date(directory)}
+    # A flag that is newer than the run gets the value that matches what it did: its default, but for one.
+    defaults = flags_of(type(config)()) | {"strict_paper_grading": True}
+    before = {**defaults, **run["flags"], "date": run_date(directory)}
     there = Path(os.path.realpath(directory), run.get("started_in", os.getcwd()))
     for name in sorted(now.keys() | before.keys()):
         if name not in FREE and not same_value(name, now.get(name), before.get(name), there):

@@ -290,12 +290,13 @@ def test_a_reward_is_told_by_its_file(monkeypatch, tmp_path):
 
 
 def test_a_run_from_before_the_strict_flag_was_graded_strictly(tmp_path):
-    """A run of older code that no flag can resume. Break: no "strict_paper_grading" in check_same_run."""
+    """A run of older code that no flag can resume. Breaks: no "strict_paper_grading" in check_same_run; no
+    defaults there."""
     config = train_dpo.Config(run_dir=str(tmp_path / "run"), date="2024-07-26")
     Run(config).close()
     path = tmp_path / "run" / "config.json"
     started = json.loads(path.read_text())
-    del started["flags"]["strict_paper_grading"]
+    del started["flags"]["strict_paper_grading"], started["flags"]["sync_when"]
     path.write_text(json.dumps(started))
     with pytest.raises(ValueError, match="--strict-paper-grading False: the run in .* has True"):
         check_same_run(config)
