@@ -25,12 +25,12 @@ from tables.intervals import crossing, over_seeds  # noqa: E402
 from tables.report import accuracy, check_alike, evaluations, markdown, read_row, save_table  # noqa: E402
 
 COSTS = {  # what its axis says
-    "generated": "response tokens generated",
-    "learned": "response tokens learned from",
-    "compute": "compute (forwards of a response token)",
+    "generated": "thousand response tokens generated",
+    "learned": "thousand response tokens learned from",
+    "compute": "compute (thousand token forwards)",
 }
 SECONDS = {"seconds": "seconds, one device for both", "apart": "seconds, generator apart"}
-LEVELS = (0.4, 0.6, 0.8)  # accuracies whose cost is named
+LEVELS = (0.4, 0.6, 0.75)  # accuracies whose cost is named
 
 
 @dataclass
@@ -81,7 +81,10 @@ def write_costs(rows: dict[str, list[Run]], seconds: dict[str, dict[str, float]]
         points[label] = [
             {
                 "accuracy": accuracy(several),
-                **{cost: fmean(costs_at(run, step, a_step).get(cost, 0.0) for run in runs) for cost in costs},
+                **{
+                    cost: fmean(costs_at(run, step, a_step).get(cost, 0.0) for run in runs) / scale(cost)
+                    for cost in costs
+                },
             }
             for step, several in row.items()
         ]
@@ -107,9 +110,14 @@ def cell(values: list[float | None], cost: str) -> str:
     """The mean of what the seeds took, with its interval: thousands for tokens, whole steps and seconds."""
     if None in values:
         return ""
-    estimate, scale = over_seeds(values), 1000 if cost in COSTS else 1
-    half = "" if estimate.half is None else f" ± {estimate.half / scale:.0f}"
-    return f"{estimate.mean / scale:.0f}{half}"
+    estimate, unit = over_seeds(values), scale(cost)
+    half = "" if estimate.half is None else f" ± {estimate.half / unit:.0f}"
+    return f"{estimate.mean / unit:.0f}{half}"
+
+
+def scale(cost: str) -> int:
+    """What a cost is shown in: thousands of tokens; steps and seconds as they are."""
+    return 1000 if cost in COSTS else 1
 
 
 def main(args: list[str] | None = None) -> None:

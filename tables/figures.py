@@ -218,6 +218,8 @@ def plot_costs(rows: dict[str, list[dict]], costs: dict[str, str], out: Path) ->
     costs: {cost: what its axis says}; a row without one is left out of that panel.
     """
     plt = load_pyplot()
+    from matplotlib.ticker import LogLocator
+
     figure, axes = panel_grid(plt, len(costs))
     for axis, (cost, title) in zip(axes, costs.items(), strict=True):
         for label, points in rows.items():
@@ -234,5 +236,8 @@ def plot_costs(rows: dict[str, list[dict]], costs: dict[str, str], out: Path) ->
                 )
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set(xlabel=title, ylabel="accuracy (%)", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axis.xaxis.set_minor_formatter("")
     one_legend(figure, axes[0])
     save(figure, out)
