@@ -122,10 +122,14 @@ def panel_grid(plt: ModuleType, count: int, height: float = 3.2):
     return figure, flat[:count]
 
 
-def one_legend(figure, axis) -> None:
-    """One legend for all panels, above them."""
-    lines, names = axis.get_legend_handles_labels()
-    if names:
+def one_legend(figure) -> None:
+    """One legend for all panels, above them: a row may be missing in some of them."""
+    named = {}
+    for axis in figure.axes:
+        for line, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, line)
+    if named:
+        lines, names = named.values(), named.keys()
         figure.legend(lines, names, loc="outside upper center", ncols=min(len(names), 5), frameon=False)
 
 
@@ -177,7 +181,7 @@ def plot_curves(rows: dict[str, list[list[dict]]], panels: list[str], smooth: in
         axis.title.set_fontsize(11)
         if key in LOGARITHMIC:
             axis.set_yscale("log")
-    one_legend(figure, axes[0])
+    one_legend(figure)
     save(figure, out)
 
 
@@ -239,5 +243,5 @@ def plot_costs(rows: dict[str, list[dict]], costs: dict[str, str], out: Path) ->
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axis.xaxis.set_minor_formatter("")
-    one_legend(figure, axes[0])
+    one_legend(figure)
     save(figure, out)
