@@ -96,23 +96,25 @@ def write_costs(rows: dict[str, list[Run]], seconds: dict[str, dict[str, float]]
             found = reached[label][f"{level:g}"]
             count = sum(value is not None for value in found["step"])
             cells = [row_name(label)[0], f"{100 * level:g} %", f"{count} of {len(runs)}"]
-            lines.append(cells + [cell(values, cost) for cost, values in found.items()])
+            bound = "at most " * (min(row) in found["step"])  # reached before it was first evaluated
+            lines.append(cells + [cell(values, cost, bound) for cost, values in found.items()])
     plot_costs(points, costs, out)
     heads = ["row", "accuracy", "seeds that reach it", "steps", *costs]
     note = (
         "Mean over training seeds ± half its 95 % interval; tokens and compute in thousands. Empty where a "
-        "seed does not reach the accuracy, or no time was measured."
+        "seed does not reach the accuracy, or no time was measured. at most: it was reached before the first "
+        "evaluation."
     )
     save_table([*markdown(heads, lines), "", note], reached, out.with_suffix(".md"))
 
 
-def cell(values: list[float | None], cost: str) -> str:
+def cell(values: list[float | None], cost: str, bound: str = "") -> str:
     """The mean of what the seeds took, with its interval: thousands for tokens, whole steps and seconds."""
     if None in values:
         return ""
     estimate, unit = over_seeds(values), scale(cost)
     half = "" if estimate.half is None else f" ± {estimate.half / unit:.0f}"
-    return f"{estimate.mean / unit:.0f}{half}"
+    return f"{bound}{estimate.mean / unit:.0f}{half}"
 
 
 def scale(cost: str) -> int:
