@@ -53,9 +53,10 @@ class Checkpoints:
     def note_sync(self) -> None:
         """Keep this rank's part of the generator's new weights, on the host, in the generator's dtype.
 
-        Not needed online, where every step syncs, nor offline, where the generator stays the seed model.
+        Not needed online, where every step syncs, nor offline, where the generator stays the seed model, but
+        for syncs on drift.
         """
-        if 1 < self.config.sync_every < math.inf:
+        if 1 < self.config.sync_every < math.inf or self.config.sync_when < math.inf:
             dtype = self.generator.dtype
             self.held = {n: p.detach().to(dtype, copy=True).cpu() for n, p in self.policy.named_parameters()}
 

@@ -176,7 +176,8 @@ def majority(responses: list[list[str]], scores: list[list[float]]) -> float:
     """
     right = []
     for texts, row in zip(responses, scores, strict=True):
-        answers = [boxed_as_meant(text[-MAX_CHARS:]) if r"\boxed" in text else "" for text in texts]
+        ends = [text[-MAX_CHARS:] for text in texts]  # as they are graded
+        answers = [boxed_as_meant(end) if r"\boxed" in end else "" for end in ends]
         votes = Counter(answer for answer in answers if answer)
         right.append(row[answers.index(votes.most_common(1)[0][0])] if votes else 0.0)
     return fmean(right)
@@ -223,6 +224,8 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
         (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE))
         for path, tokenizer in zip(paths, tokenizers, strict=True)
     ]
+    if config.greedy and (prompts[0].task == "chat" or config.reward):
+        raise ValueError("--greedy: is for problems that are graded right or wrong")
     if prompts[0].task == "chat" and config.answers and not (config.reward_model or config.reward):
         return models, prompts, None  # for the judge alone
     scorer = Scorer.of(config, [prompts[0].task], date=tokenizers[0].date)
@@ -326,7 +329,7 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
                 prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
             )
             greedy = []
-            if config.greedy and prompts[0].task == "math":  # so small a top-p leaves one token
+            if config.greedy:  # so small a top-p leaves one token
                 greedy = generator.sample(prompts, 1, 1.0, 1e-6, max_new_tokens, seeds)
             if kinds[number] is None or kinds[number] != kinds[number + 1]:
                 generator.close()

@@ -71,6 +71,8 @@ def prepare(config: TrainFlags) -> torch.device:
         config.generator_url,
         config.generator_token_file,
     )
+    if config.sync_when < math.inf and config.sync_every == 1:
+        raise ValueError(f"--sync-when {config.sync_when:g}: every step syncs; give --sync-every 2 up to inf")
     if config.sync_when < math.inf and config.ahead > 1:
         raise ValueError(
             f"--sync-when {config.sync_when:g}: needs --ahead 1; responses sampled ahead would be older "
@@ -162,6 +164,7 @@ class Life:
     def note_sync(self) -> None:
         """Remember the weights that the generator holds now: a checkpoint inside the window needs them."""
         self.checkpoints.note_sync()
+        self.counts["drift"] = 0.0  # a step without a pair measures none
 
     def note_gradient(self, grad_norm: float | None) -> bool:
         """Count a gradient that is not finite; None means no gradient. True if the optimizer should step."""

@@ -85,7 +85,7 @@ GLOSSARY = {  # one or more keys: their meaning
     ),
     "ess": (
         "GRPO: effective sample size as a share of the responses, (sum w)^2 / (n sum w^2), w the ratio of a "
-        "whole response: 1 on policy; near 0 an exact correction would learn from a few responses alone"
+        "whole response: 1 on policy, but for rounding; near 0 an exact correction would learn from a few"
     ),
     "grad_norm": "norm of the gradient before it is clipped; `null` if not finite, or without any pair",
     "skipped_steps": (
@@ -106,7 +106,10 @@ GLOSSARY = {  # one or more keys: their meaning
     "math_length, chat_length": "`length` of each task",
     "math_loss_share, chat_loss_share": "each task's share of the summed absolute losses",
     "tokens": "response tokens sampled for this step",
-    "learned_tokens": "response tokens learned from: in DPO of the responses in pairs, in GRPO of all",
+    "learned_tokens": (
+        "response tokens learned from: in DPO of the responses in pairs (with `--grpo-coef` of all to those "
+        "prompts), in GRPO of all"
+    ),
     "tokens_per_s": "response tokens of all steps so far, over their seconds",
     "sync_s, trainer_idle_s, score_s, train_s": (
         "seconds of the trainer: copying weights, waiting for responses, scoring, learning; the first step "

@@ -72,8 +72,10 @@ def full_disk_ends_run() -> Iterator[None]:
 
 def as_json(value: Any) -> Any:
     """A flag's value for config.json: steps as whole numbers, and infinity, which JSON lacks, as "inf"."""
+    if value == math.inf:
+        return "inf"
     if isinstance(value, Every):
-        return "inf" if value == math.inf else int(value)
+        return int(value)
     if isinstance(value, Limits) and value.isdigit():
         return int(value)
     return value

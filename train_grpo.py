@@ -165,15 +165,17 @@ def dppo_loss(
 ) -> Tensor:
     """DPPO's loss per token, with its mask of binary total variation: (B, T); arguments as above.
 
-    -M r A with r = exp(logps - old_logps). M is 0 if the token's probability p = exp(logps) has moved too
-    far, |p - old p| > delta, and A would move it further: A > 0 and r > 1, or A < 0 and r < 1. Otherwise M is
-    1 (Qi et al. 2026, arXiv 2602.04879, equations 11 to 13). So a rare token may double its probability,
-    which PPO's clip forbids.
+    The gradient is -M r A grad logps with r = exp(logps - old_logps), at most 20: a rare token that has
+    become likely would otherwise outweigh all others. M is 0 if the token's probability p = exp(logps) has
+    moved too far, |p - old p| > delta, and A would move it further: A > 0 and r > 1, or A < 0 and r < 1.
+    Otherwise M is 1 (Qi et al. 2026, arXiv 2602.04879, equations 11 to 13). So a rare token may double its
+    probability, which PPO's clip forbids.
     """
-    advantages, ratio = advantages.reshape(-1, 1), (logps - old_logps).exp()  # (B, 1), (B, T)
+    advantages = advantages.reshape(-1, 1)  # (B, 1)
+    ratio = (logps - old_logps).exp().clamp(max=20).detach()  # (B, T)
     further = advantages * (ratio - 1) > 0  # A would move the token further the way it has moved
     keep = ~(further & moved(logps, old_logps, delta))
-    return -(keep * ratio) * advantages * response_mask
+    return -(keep * ratio) * advantages * logps * response_mask
 
 
 def moved(logps: Tensor, old_logps: Tensor, delta: float) -> Tensor:

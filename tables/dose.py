@@ -20,7 +20,7 @@ from tables.intervals import Estimate, shown, signed, verdict  # noqa: E402
 from tables.report import accuracy, check_alike, difference, evaluations, markdown, read_row, save_table  # noqa: E402
 
 DOSES = {  # share of worked and careful answers that the seed model was taught: the rows of its runs
-    0.04: ("results/table1/seed", "results/table1/dpo-inf", "results/table1/dpo-10"),
+    0.04: ("results/dose/seed-04", "results/dose/good-04-inf", "results/dose/good-04-10"),
     0.10: ("results/dose/seed-10", "results/dose/good-10-inf", "results/dose/good-10-10"),
     0.42: ("results/dose/seed-42", "results/dose/good-42-inf", "results/dose/good-42-10"),
 }
@@ -41,7 +41,7 @@ def plot(found: dict[float, dict[str, Estimate]], out: Path) -> None:
     for row in ("dpo-10", "dpo-inf", "seed"):
         name, colour = ROWS[row]
         estimates = [rows[row] for rows in found.values()]
-        error = None if row == "seed" else [100 * e.half for e in estimates]
+        error = None if None in [e.half for e in estimates] else [100 * e.half for e in estimates]
         means = [100 * e.mean for e in estimates]
         axis.errorbar(shares, means, yerr=error, fmt="o-", capsize=4, color=colour, label=name)
     axis.set(xlabel="worked answers that the seed model was taught (%)", ylabel="accuracy (%)", xscale="log")

@@ -82,10 +82,12 @@ def row_name(label: str) -> tuple[str, str | None, str]:
     first, _, rest = label.partition("-")
     if first == "qwen" and rest in ROWS:
         return f"Qwen, {ROWS[rest][0]}", ROWS[rest][1], "--"
-    if rest in CORRECTIONS:
+    if rest in CORRECTIONS and f"dpo-{first}" in ROWS:
         return f"{ROWS[f'dpo-{first}'][0]}, {rest}", CORRECTIONS[rest], "-" if first == "inf" else "--"
     if first == "good":  # good-42-inf: tables/dose.sh
         share, _, s = rest.partition("-")
+        if f"dpo-{s}" not in ROWS:
+            return label, None, "-"
         return f"{share} % good, {ROWS[f'dpo-{s}'][0]}", ROWS[f"dpo-{s}"][1], "-"
     return label, None, "-"
 

@@ -99,8 +99,8 @@ def over_seeds_and_problems(values: list[list[float]]) -> Estimate:
     """The mean of d[s, p], S lists of P numbers, with the interval of seeds and problems (above)."""
     table = np.asarray(values, dtype=float)
     seeds, problems = table.shape
-    if seeds == 1:
-        return Estimate(table.mean(), None, 1)
+    if seeds == 1 or problems == 1:
+        return over_seeds(table.mean(1).tolist())
     by_seed, by_problem = table.mean(1), table.mean(0)
     residual = table - by_seed[:, None] - by_problem + table.mean()
     of_residual = (residual**2).sum() / ((seeds - 1) * (problems - 1))

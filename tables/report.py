@@ -237,10 +237,12 @@ def comparison_lines(differences: dict[str, dict[int, Estimate]], margin: float)
         a, b = (row_name(name)[0] for name in names.split(":"))
         last = row[max(row)]
         says = verdict(last, margin / 100)
-        needed = seeds_needed(last, margin / 100) if says == "cannot tell" else None
+        needed = (
+            seeds_needed(last, margin / 100) or "over 1000" if says == "cannot tell" and last.half else ""
+        )
         rows.append(
             [f"{a} less {b}", str(last.seeds), *(signed(row[step]) if step in row else "" for step in steps)]
-            + [says, f"{needed}" if needed else ""]
+            + [says, str(needed)]
         )
     heads = ["difference", "seeds", *(f"step {step}" for step in steps), "at the last step", "seeds to tell"]
     note = (

@@ -12,9 +12,10 @@ name=${AT}table1 out=results/${AT}table1
       echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
     done
   done
+  # On a laptop half the steps: it has levelled off by then, and its steps take twice the time.
+  [ -n "$AT" ] && steps=$LONG || steps=$SHORT
   for seed in $SEEDS; do
-    # It has levelled off by then, and its steps take twice the time.
-    echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $GRPO"
+    echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $steps $GRPO"
   done
 } | WHEN=$EARLY EVALUATE="${EVALUATE:-} --greedy True" bash tables/run.sh
 rows=() pairs=(dpo-inf:dpo-10 dpo-10:dpo-1 grpo:dpo-1)

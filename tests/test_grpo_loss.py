@@ -87,10 +87,11 @@ def test_sequences_are_weighed_by_a_number(loss, weights):
     assert torch.allclose(gradient, -(torch.tensor(weights) * A)[:, None].double() * MASK)
 
 
-@pytest.mark.parametrize("loss", [seq_tis_loss, seq_mis_loss, tis_loss])
+@pytest.mark.parametrize("loss", [seq_tis_loss, seq_mis_loss, tis_loss, dppo_loss])
 def test_a_ratio_beyond_floats_is_cut_like_any_other(loss):
-    """exp overflows at 88 nats, which a long response reaches: inf or NaN. Break: ratio * (ratio <= cap)."""
-    old = torch.full((2, 4), -50.0)
+    """exp overflows at 88 nats, which a long response reaches: inf or NaN. Breaks: ratio * (ratio <= cap); no
+    clamp in dppo_loss."""
+    old = torch.full((2, 4), -100.0)
     _, gradient = value_and_gradient(loss, torch.zeros(2, 4), old, torch.ones(2), torch.ones(2, 4), CAP)
     assert gradient.isfinite().all()
 
@@ -131,7 +132,7 @@ def test_the_trust_region_by_hand():
     Probabilities before 0.5, 0.5, 0.01, 0.8, 0.3 and after 0.75, 0.2, 0.04, 0.7, 0.45: the first two have
     moved by more than 0.2, up and down; the third has quadrupled, but by 0.03 alone. A > 0 drops the first,
     A < 0 the second. Breaks: ratio outside 1 +- delta for moved(); no `further`; < 0 for > 0; keep inverted;
-    a detached ratio; no mask.
+    a ratio that is not detached; no mask.
     """
     old = torch.tensor([[0.5, 0.5, 0.01, 0.8, 0.3]] * 2, dtype=torch.float64).log()
     new = torch.tensor([[0.75, 0.2, 0.04, 0.7, 0.45]] * 2, dtype=torch.float64).log()

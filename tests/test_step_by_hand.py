@@ -183,7 +183,7 @@ def grpo_by_hand(policy, reference, groups, config, fresh):
                     p, before = logp.exp().item(), math.exp(old)
                     bound = abs(p - before) > config.dppo_delta
                     away = (p > before) if advantage > 0 else (p < before)
-                    term = -(not (bound and away)) * (logp - old).exp() * advantage
+                    term = -(not (bound and away)) * ratio * advantage * logp
                 else:  # the value of a ratio of 1, the gradient of -advantage * logp
                     term = -advantage * (1 + logp - logp.detach())
                     bound = False
