@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Not in the paper: what offline DPO loses, by the share of good answers that the seed model gives. The seed models
-# are tiny/llama with 300 steps more each (tiny/make.py --only good); 4 % is the share that it has already.
+# Not in the paper: what offline DPO loses, by the share of good answers that the seed model gives. Each seed
+# model is tiny/llama with 300 steps more (tiny/make.py --only good); 4 % is the share that it has already.
 #   bash tables/dose.sh        (laptop only)
 set -euo pipefail
 cd "$(dirname "$0")/.."

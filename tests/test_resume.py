@@ -22,7 +22,7 @@ import life
 import train_dpo
 import train_grpo
 from checkpoint import newest
-from run import Run, check_same_run, lock, read_config, read_metrics, same_value, write_lines
+from run import Run, check_same_run, flags_of, lock, read_config, read_metrics, same_value, write_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--data tiny@validation --steps 6 --prompts-per-step 6 --samples-per-prompt 8 --max-new-tokens 32"
@@ -302,6 +302,12 @@ def test_a_run_from_before_the_strict_flag_was_graded_strictly(tmp_path):
         check_same_run(config)
     config.strict_paper_grading = True
     check_same_run(config)
+
+
+def test_flags_are_json_that_every_program_reads():
+    """Infinity in config.json, which JSON lacks. Break: only Every's infinity is "inf" in as_json."""
+    for script in (train_dpo, train_grpo):
+        json.dumps(flags_of(script.Config()), allow_nan=False)
 
 
 HOLD = "import sys; from pathlib import Path; from run import lock; lock(Path(sys.argv[1])); print(); input()"
