@@ -47,14 +47,14 @@ def test_majority_by_hand():
     """The commonest text for the commonest answer, or a vote of those who box nothing.
 
     Breaks: the whole text as the key; no `if answer`; the last of equals (reversed). Answers are equal as
-    meant: 0.5 boxed after other words, `12 345` and `12,345`.
+    meant: `12 345` and `12345`.
     """
     texts = [
         [r"So \boxed{7}", r"I think $\boxed{8}$", r"It is \boxed{7}."],  # 7 twice, right
         ["nothing", "nothing", r"\boxed{3}"],  # one vote
         [r"\boxed{4}", r"\boxed{5}", "none"],  # a draw: the first
         ["none", "none", "none"],
-        [r"\boxed{1}", r"\boxed{12 345}", r"\boxed{12,345}"],
+        [r"\boxed{1}", r"\boxed{12 345}", r"\boxed{12345}"],
     ]
     scores = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0] * 3, [0.0, 1.0, 1.0]]
     assert [evaluate.majority([row], [score]) for row, score in zip(texts, scores, strict=True)] == [

@@ -153,8 +153,9 @@ def test_what_is_drawn_was_made(plans, table, scale):
     reports = [parse(*command) for command in commands if command[0] == "tables/report.py"]
     assert reports
     for config in reports:
-        # Table 1's GRPO has half the steps of the others, and says so.
-        check_report(config, made, plans[scale][table], one_length=table != "table1.sh")
+        # On a laptop Table 1's GRPO has half the steps of the others, and says so.
+        one_length = scale != "laptop" or table not in ("table1.sh", "figure3.sh")
+        check_report(config, made, plans[scale][table], one_length)
 
 
 def check_report(config, made, plan, one_length):
