@@ -218,12 +218,13 @@ def of_staleness(step: int, rollouts: list, seen: Seen) -> dict:
     staleness = step - rollouts[0].version  # the same for all: see generate.Window.take
     signed = _flat(seen.gaps)
     drift = all_mean(map(abs, signed))
-    signed = signed if staleness == 0 else []
+    if staleness > 0:  # then it is no mismatch
+        signed = []
     gaps = sorted(map(abs, signed))
     return {
         "staleness": staleness,
         "drift": drift,
-        "logp_gap": all_mean(gaps),
+        "logp_gap": drift if staleness == 0 else None,
         "logp_gap_p99": all_max(gaps[99 * len(gaps) // 100 :][:1]),
         "logp_gap_max": all_max(gaps[-1:]),
         "logp_gap_clip": all_mean(not math.log(0.8) <= gap <= math.log(1.2) for gap in signed),

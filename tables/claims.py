@@ -19,7 +19,7 @@ from flags import OutFile, one_line_errors, parse_flags  # noqa: E402
 
 from run import write_text  # noqa: E402
 from tables.figures import row_name  # noqa: E402
-from tables.intervals import Estimate, places, signed, verdict  # noqa: E402
+from tables.intervals import Estimate, direction, places, signed, verdict  # noqa: E402
 from tables.report import markdown  # noqa: E402
 
 START, END = "<!-- claims: python tables/claims.py -->", "<!-- end of claims -->"
@@ -150,19 +150,19 @@ def find(claim: Claim, results: Path) -> tuple[Estimate, str] | None:
     if found is None:
         return None
     if claim.what in found:  # a metric, or a column of a table with chat
-        row = found[claim.what]
-        return Estimate(row["mean"], row["half"], row["seeds"]), claim.what
-    step = claim.step or max(found, key=int)
-    return Estimate(found[step]["mean"], found[step]["half"], found[step]["seeds"]), f"step {step}"
+        row, where = found[claim.what], claim.what
+    else:
+        step = claim.step or max(found, key=int)
+        row, where = found[step], f"step {step}"
+    return Estimate(row["mean"], row["half"], row["seeds"]), where
 
 
 def judge(claim: Claim, estimate: Estimate) -> str:
     """agrees, disagrees or cannot tell; for a claim of ours what the interval says."""
     of_accuracy = claim.expects not in ("higher", "lower") and claim.what == POINTS
-    if of_accuracy and claim.expects == "same" and max(-estimate.low, estimate.high) <= MARGIN:
+    if of_accuracy and claim.expects == "same" and estimate.within(MARGIN):
         return "agrees"
-    says = verdict(estimate, MARGIN if of_accuracy else 0.0)
-    says = says if of_accuracy else {"better": "higher", "worse": "lower"}.get(says, says)
+    says = verdict(estimate, MARGIN) if of_accuracy else direction(estimate)
     if says == "cannot tell" or not claim.expects:
         return says
     return "agrees" if says == claim.expects else f"disagrees: {says}"

@@ -6,7 +6,7 @@ Writes a table of the doses, and beside it .json and .png.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers.hf_argparser import HfArg
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
             gap = difference(semi, offline, f"{rows[2]}:{rows[1]}")
             found[share] = {"seed": accuracy(seed[0]), "dpo-inf": accuracy(offline), "dpo-10": accuracy(semi)}
             numbers[share] = {row: {"mean": e.mean, "half": e.half} for row, e in found[share].items()}
-            numbers[share]["gap"] = {"mean": gap.mean, "half": gap.half, "seeds": gap.seeds}
+            numbers[share]["gap"] = asdict(gap)
             cells = [shown(estimate) for estimate in found[share].values()]
             says = verdict(gap, config.margin / 100)
             lines.append([f"{100 * share:g} %", *cells, signed(gap), says])

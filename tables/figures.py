@@ -84,10 +84,8 @@ def row_name(label: str) -> tuple[str, str | None, str]:
         return f"Qwen, {ROWS[rest][0]}", ROWS[rest][1], "--"
     if rest in CORRECTIONS and f"dpo-{first}" in ROWS:
         return f"{ROWS[f'dpo-{first}'][0]}, {rest}", CORRECTIONS[rest], "-" if first == "inf" else "--"
-    if first == "good":  # good-42-inf: tables/dose.sh
-        share, _, s = rest.partition("-")
-        if f"dpo-{s}" not in ROWS:
-            return label, None, "-"
+    share, _, s = rest.partition("-")
+    if first == "good" and f"dpo-{s}" in ROWS:  # good-42-inf: tables/dose.sh
         return f"{share} % good, {ROWS[f'dpo-{s}'][0]}", ROWS[f"dpo-{s}"][1], "-"
     return label, None, "-"
 

@@ -83,6 +83,10 @@ class Estimate:
     def high(self) -> float:
         return self.mean + self.half
 
+    def within(self, margin: float) -> bool:
+        """Whether the whole interval lies within the margin around 0; never for one seed."""
+        return self.half is not None and max(-self.low, self.high) <= margin
+
 
 def over_seeds(values: list[float]) -> Estimate:
     """The mean of one number a seed, with the interval of the seeds alone.
@@ -124,7 +128,13 @@ def verdict(difference: Estimate, margin: float) -> str:
         return "better"
     if difference.high < 0:
         return "worse"
-    return "same" if max(-difference.low, difference.high) <= margin else "cannot tell"
+    return "same" if difference.within(margin) else "cannot tell"
+
+
+def direction(difference: Estimate) -> str:
+    """verdict of a number that is neither good nor bad, and has no margin: higher, lower, or cannot tell."""
+    says = verdict(difference, 0.0)
+    return {"better": "higher", "worse": "lower"}.get(says, says)
 
 
 def seeds_needed(difference: Estimate, margin: float, most: int = 1000) -> int | None:

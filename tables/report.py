@@ -36,6 +36,7 @@ from tables.archive import Run  # noqa: E402
 from tables.figures import plot_curves, plot_table, row_name  # noqa: E402
 from tables.intervals import (  # noqa: E402
     Estimate,
+    direction,
     over_seeds,
     over_seeds_and_problems,
     places,
@@ -159,15 +160,21 @@ def accuracy(several: dict[str, dict]) -> Estimate:
     return over_seeds_and_problems(found)
 
 
+def seeds_in_common(a: dict[str, dict], b: dict[str, dict], names: str) -> list[str]:
+    """The training seeds of both rows, {seed: ...} each. ValueError in one line if there are none."""
+    both = sorted(a.keys() & b.keys())
+    if not both:
+        raise ValueError(f"--compare {names}: no training seed in common ({', '.join(a)} and {', '.join(b)})")
+    return both
+
+
 def difference(a: dict[str, dict], b: dict[str, dict], names: str) -> Estimate:
     """The accuracy of one row less that of another at one step, {training seed: evaluation} each.
 
     Paired: by training seed, whose runs see the same prompts in the same order, and by problem. ValueError in
     one line if no seed is in both.
     """
-    both = sorted(a.keys() & b.keys())
-    if not both:
-        raise ValueError(f"--compare {names}: no training seed in common ({', '.join(a)} and {', '.join(b)})")
+    both = seeds_in_common(a, b, names)
     pairs = [(shares(a[seed]), shares(b[seed])) for seed in both]
     if any(None in pair for pair in pairs):
         return over_seeds([a[seed]["accuracy"] - b[seed]["accuracy"] for seed in both])
@@ -179,8 +186,13 @@ def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
-def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
-    """The accuracies as lines of Markdown, in percent, beside one of the paper's tables."""
+def table_lines(
+    found: dict[str, Row], estimates: dict[str, dict[int, Estimate]], beside: str | None
+) -> list[str]:
+    """The accuracies as lines of Markdown, in percent, beside one of the paper's tables.
+
+    estimates: {label: {step: accuracy() of the row there}}.
+    """
     steps = sorted({step for row in found.values() for step in row})
     columns = paper.COLUMNS.get(beside, ())
     last = {label: list(row[max(row)].values()) for label, row in found.items()}
@@ -194,7 +206,7 @@ def table_lines(found: dict[str, Row], beside: str | None) -> list[str]:
     rows = []
     for label, row in found.items():
         cells = [row_name(label)[0], "/".join(map(str, sorted({len(several) for several in row.values()})))]
-        cells += [shown(accuracy(row[step])) if step in row else "" for step in steps]
+        cells += [shown(estimates[label][step]) if step in row else "" for step in steps]
         cells += [shown(over_seeds([one[key] for one in last[label]])) for key in extra]
         if beside:
             cells += [
@@ -218,7 +230,7 @@ def two_rows(names: str, rows: dict) -> tuple[str, str]:
     return a, b
 
 
-def compare(found: dict[str, Row], pairs: list[str], margin: float) -> dict[str, dict[int, Estimate]]:
+def compare(found: dict[str, Row], pairs: list[str]) -> dict[str, dict[int, Estimate]]:
     """The differences of rows, {"A:B": {step: estimate}} at each step that both have."""
     differences = {}
     for names in pairs:
@@ -263,21 +275,17 @@ def differences_of(values: dict[str, dict[str, dict[str, float]]], pairs: list[s
     differences = {}
     for names in pairs:
         a, b = (values[label] for label in two_rows(names, values))
-        seeds = sorted(a.keys() & b.keys())
-        if not seeds:
-            raise ValueError(
-                f"--compare {names}: no training seed in common ({', '.join(a)} and {', '.join(b)})"
-            )
+        seeds = seeds_in_common(a, b, names)
         row = differences[names] = {}
         for what in [what for what in a[seeds[0]] if what in b[seeds[0]]]:  # the seed model lacks some
             first, second = ([side[seed][what] for seed in seeds] for side in (a, b))
             estimate = over_seeds([x - y for x, y in zip(first, second, strict=True)])
-            says = verdict(estimate, 0.0)
+            says = direction(estimate)
             row[what] = {
                 "first": fmean(first),
                 "second": fmean(second),
                 **asdict(estimate),
-                "verdict": {"better": "higher", "worse": "lower"}.get(says, says),
+                "verdict": says,
                 "seeds_to_tell": seeds_needed(estimate, 0.0) if says == "cannot tell" else None,
             }
     return differences
@@ -374,8 +382,11 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
     check_alike(every, f"--table {out}")
     if any("accuracy" not in e for e in every):
         raise ValueError(f"--table {out}: an evaluation without accuracy; requests go to --chat-table")
-    differences = compare(found, config.compare, config.margin)
-    lines = table_lines(found, config.paper)
+    estimates = {
+        label: {step: accuracy(several) for step, several in row.items()} for label, row in found.items()
+    }
+    differences = compare(found, config.compare)
+    lines = table_lines(found, estimates, config.paper)
     others = other_differences(found, config.compare)
     if differences:
         lines += comparison_lines(differences, config.margin)
@@ -386,22 +397,15 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
             label: {step: [e["accuracy"] for e in several.values()] for step, several in row.items()}
             for label, row in found.items()
         },
-        "half": {
-            label: {step: accuracy(several).half for step, several in row.items()}
-            for label, row in found.items()
-        },
+        "half": {label: {step: e.half for step, e in row.items()} for label, row in estimates.items()},
         "difference": {
-            names: {step: {"mean": e.mean, "half": e.half, "seeds": e.seeds} for step, e in row.items()}
-            for names, row in differences.items()
+            names: {step: asdict(e) for step, e in row.items()} for names, row in differences.items()
         },
         "others": others,
     }
     if made := commits_of(rows):
         lines += ["", made]
     save_table(lines, numbers, out)
-    estimates = {
-        label: {step: accuracy(several) for step, several in row.items()} for label, row in found.items()
-    }
     plot_table(estimates, config.paper, out.with_suffix(".png"))
 
 

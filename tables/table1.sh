@@ -19,8 +19,9 @@ name=${AT}table1 out=results/${AT}table1
   done
 } | WHEN=$EARLY EVALUATE="${EVALUATE:-} --greedy True" bash tables/run.sh
 rows=() pairs=(dpo-inf:dpo-10 dpo-10:dpo-1 grpo:dpo-1)
+kept=$([ -z "${DRAW:-}" ] || .venv/bin/python tables/archive.py list "$out")
 for row in dpo-inf dpo-100 dpo-10 dpo-5 dpo-1 grpo; do
-  if [ -z "${DRAW:-}" ] || .venv/bin/python tables/archive.py list "$out" | grep "^$row/" >/dev/null; then
+  if [ -z "${DRAW:-}" ] || grep -q "^$row/" <<<"$kept"; then
     rows+=("$out/$row")
     [[ $row != dpo-100 && $row != dpo-5 ]] || pairs+=("$row:dpo-10")
   else
