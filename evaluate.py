@@ -26,6 +26,7 @@ from flags import (
     OutFile,
     OwnFunction,
     Positive,
+    EngineMemory,
     Share,
     exit_with,
     one_line_errors,
@@ -103,8 +104,8 @@ class Config:
         default=None,
         help="As in the train scripts. Default: of the run that made the checkpoint, or today's.",
     )
-    engine_memory: Share | None = HfArg(
-        default=None, help="Share of the GPU that the engine may take. Default: 0.85 of what is free."
+    engine_memory: EngineMemory | None = HfArg(
+        default=None, help="As in the train scripts. Default: 0.85 of what is free."
     )
     seed: int = HfArg(default=0, help="Seed of the samples.")
     engine: Literal["vllm", "transformers"] = HfArg(

@@ -123,6 +123,14 @@ class Share(float):
         return super().__new__(cls, number(text, lambda v: 0 < v <= 1, "a number above 0 and at most 1"))
 
 
+class EngineMemory(float):
+    """A flag's type: up to 1 the share of a GPU that an engine takes, above 1 the GiB of its KV cache alone."""
+
+    def __new__(cls, text: str | float):
+        kind = "a share of the GPU, up to 1, or from 1 up the GiB of the KV cache"
+        return super().__new__(cls, number(text, lambda v: 0 < v < math.inf, kind))
+
+
 class OutFile(str):
     """A flag's type: a file to write. One that cannot be written is refused before the work, not after it."""
 
@@ -300,7 +308,11 @@ class TrainFlags:
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="transformers is slow, and for where vLLM does not install."
     )
-    engine_memory: Share = HfArg(default=0.4, help="Share of the trainer's GPU that the engine may take.")
+    engine_memory: EngineMemory = HfArg(
+        default=EngineMemory(0.4),
+        help="Share of the trainer's GPU that the engine may take. Above 1: GiB of its KV cache, for runs that "
+        "start on one GPU together and would disturb vLLM's measuring of a share.",
+    )
     engine_sleep: bool = HfArg(
         default=False, help="Leave that memory to the trainer while nothing is sampled; waking takes time."
     )

@@ -563,7 +563,7 @@ def load_generator(
 ) -> Generator:
     """The generator that the flags name.
 
-    memory: share of the GPU that an engine in this process may take. sleeps, can_sleep: as for VLLMGenerator.
+    memory: as flags.EngineMemory, of an engine in this process. sleeps, can_sleep: as for VLLMGenerator.
     system_block, date: as for model.load_tokenizer.
     devices: where to start vLLM servers. urls: servers that already run (serve.py). token_file: holds their
     token, unless the variable GENERATOR_TOKEN does.

@@ -15,7 +15,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from flags import TINY_MODEL, Count, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
+from flags import TINY_MODEL, Count, EngineMemory, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -51,7 +51,9 @@ class Config:
     link: Positive = HfArg(default=50.0, help="Between devices, GB/s each way.")
     mfu: Share = HfArg(default=0.4, help="Share of the peak that training reaches.")
     bandwidth_share: Share = HfArg(default=0.6, help="Share of the bandwidth that decoding reaches.")
-    engine_share: Share = HfArg(default=0.4, help="Share of a rank's device that its own engine takes.")
+    engine_memory: EngineMemory = HfArg(
+        default=EngineMemory(0.4), help="Of a rank's own engine, as in the train scripts."
+    )
     reward_model: str | None = HfArg(
         default=None, help="A checkpoint that scores chat, sharded as the policy."
     )
@@ -135,7 +137,9 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
         )
         held["reward model"] = size * count(shapes)["all"] / config.ranks
     if not config.generators:
-        held["engine"] = config.engine_share * config.device_gb * GB
+        held["engine"] = config.engine_memory * config.device_gb * GB
+        if config.engine_memory > 1:  # it is of the cache alone
+            held["engine"] = config.engine_memory * 2**30 + size * weights["all"]
     return held
 
 
@@ -144,7 +148,7 @@ def verdict(flags: TrainFlags, ranks: int, device_gb: float) -> str:
     config = Config(
         model=flags.model, ranks=ranks, generators=len(flags.generator_devices + flags.generator_url),
         micro_batch_tokens=flags.micro_batch_tokens, dtype=flags.dtype, device_gb=device_gb,
-        activation_checkpointing=flags.activation_checkpointing, engine_share=flags.engine_memory,
+        activation_checkpointing=flags.activation_checkpointing, engine_memory=flags.engine_memory,
         reward_model=flags.reward_model, compile=flags.compile,
     )  # fmt: skip
     model = meta_model(load_config(config.model), getattr(torch, config.dtype))

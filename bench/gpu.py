@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, onl
 
 from flags import (  # noqa: E402
     Count,
+    EngineMemory,
     OutFolder,
     one_line_errors,
     parse_flags,
@@ -75,7 +76,7 @@ class Config:
     data: str = HfArg(default="models/one_digit.jsonl", help="Problems with answers.")
     parts: list[str] = HfArg(default_factory=lambda: ["engine"], help="In this order: see above.")
     part_s: Count = HfArg(default=180, help="Seconds that a part may take.")
-    engine_memory: float = HfArg(default=0.4, help="As in the train scripts.")
+    engine_memory: EngineMemory = HfArg(default=0.4, help="As in the train scripts.")
     dry: bool = HfArg(default=False, help="Tiny sizes, for a CPU.")
     out: OutFolder = HfArg(default="results/bench_gpu", help="Folder of the results.")
 
@@ -108,7 +109,7 @@ def timed(function: Callable, device: torch.device) -> tuple[float, Any]:
 class Bench:
     """One model, its engine and the parts; an engine is started when a part first needs it."""
 
-    few, many = 8, 30  # steps of a run, at s = 1 and above
+    few, many = 8, 20  # steps of a run, at s = 1 and above
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device

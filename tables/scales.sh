@@ -12,13 +12,15 @@ case "${1:-laptop}" in
     CHAT_DPO="$CHAT chat=tiny --lr 1e-4" CHAT_GRPO="$CHAT chat=tiny --lr 4e-4" # by tables/sweep_chat.sh
     BOTH_DPO="$CHAT math=tiny:1 chat=tiny:1 --lr 1e-4"
     ;;
-  gpu) # one GPU: a real model on sums of one-digit numbers, six runs side by side. Both are made by
+  gpu) # one GPU: a real model on sums of one-digit numbers, JOBS runs side by side (12 need 120 GB). Made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
     AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct
-    LONG=100 SHORT=100 SAVE=25 EARLY="25 50 75 100"
-    MATH_DPO="--data models/one_digit.jsonl@train --lr 1e-5 --engine-memory 0.08"
+    LONG=60 SHORT=60 SAVE=inf EARLY=60
+    MATH_DPO="--data models/one_digit.jsonl@train --lr 2e-5 --engine-memory 2 --compile False"
+    MATH_DPO="$MATH_DPO --micro-batch-tokens 2048"
     DPO="--model $MODEL $MATH_DPO" GRPO=$DPO
-    export DATA=models/one_digit.jsonl@test JOBS=6 OMP_NUM_THREADS=2 EVALUATE="--engine-memory 0.08"
+    export DATA=models/one_digit.jsonl@test N=${N:-40} JOBS=${JOBS:-6} OMP_NUM_THREADS=1
+    export EVALUATE="--engine-memory 2"
     CHAT_MODEL=$MODEL REWARD_MODEL=Skywork/Skywork-Reward-V2-Qwen3-0.6B
     REQUESTS=allenai/WildChat-1M@test CHAT="--model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 512"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --lr 1e-6" CHAT_DPO="$CHAT_GRPO --beta 0.01"
