@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 from flags import (
     Count,
+    EngineMemory,
     OutFile,
     OwnFunction,
     Positive,
-    EngineMemory,
     Share,
     exit_with,
     one_line_errors,
@@ -173,12 +173,16 @@ def majority(responses: list[list[str]], scores: list[list[float]]) -> float:
     """Share of problems whose most common answer is right: (problems, N) each.
 
     An answer is the last box's content, as meant (grader/as_meant.py); a response without a box has no vote.
+    All right answers are one answer (2 + 3 = 5 and 5); wrong ones are the same if they are written alike.
     Among equally common answers the first sampled counts.
     """
     right = []
     for texts, row in zip(responses, scores, strict=True):
-        ends = [text[-MAX_CHARS:] for text in texts]  # as they are graded
-        answers = [boxed_as_meant(end) if r"\boxed" in end else "" for end in ends]
+        answers = []
+        for text, score in zip(texts, row, strict=True):
+            end = text[-MAX_CHARS:]  # as it is graded
+            answer = boxed_as_meant(end) if r"\boxed" in end else ""
+            answers.append("right" if answer and score == 1.0 else answer)
         votes = Counter(answer for answer in answers if answer)
         right.append(row[answers.index(votes.most_common(1)[0][0])] if votes else 0.0)
     return fmean(right)

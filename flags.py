@@ -124,10 +124,10 @@ class Share(float):
 
 
 class EngineMemory(float):
-    """A flag's type: up to 1 the share of a GPU that an engine takes, above 1 the GiB of its KV cache alone."""
+    """A flag's type: up to 1 the share of a GPU for an engine, above 1 the GiB of its KV cache alone."""
 
     def __new__(cls, text: str | float):
-        kind = "a share of the GPU, up to 1, or from 1 up the GiB of the KV cache"
+        kind = "a share of the GPU, up to 1, or above 1 the GiB of the KV cache"
         return super().__new__(cls, number(text, lambda v: 0 < v < math.inf, kind))
 
 
@@ -310,8 +310,8 @@ class TrainFlags:
     )
     engine_memory: EngineMemory = HfArg(
         default=EngineMemory(0.4),
-        help="Share of the trainer's GPU that the engine may take. Above 1: GiB of its KV cache, for runs that "
-        "start on one GPU together and would disturb vLLM's measuring of a share.",
+        help="Share of the trainer's GPU that the engine may take. Above 1: GiB of its KV cache alone, for "
+        "runs that start on one GPU together, which disturb vLLM's measuring of a share.",
     )
     engine_sleep: bool = HfArg(
         default=False, help="Leave that memory to the trainer while nothing is sampled; waking takes time."

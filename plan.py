@@ -15,7 +15,17 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from flags import TINY_MODEL, Count, EngineMemory, Every, Positive, Share, TrainFlags, one_line_errors, parse_flags
+from flags import (
+    TINY_MODEL,
+    Count,
+    EngineMemory,
+    Every,
+    Positive,
+    Share,
+    TrainFlags,
+    one_line_errors,
+    parse_flags,
+)
 
 import torch
 from transformers import AutoConfig, PreTrainedModel

@@ -87,7 +87,7 @@ class Receipt:
 
 
 def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: float) -> dict[str, Any]:
-    """The settings of a vLLM engine, in the trainer's process or as a server; gpu_memory: see EngineMemory."""
+    """The settings of a vLLM engine, in process or as a server; gpu_memory: as flags.EngineMemory."""
     settings = {
         "model": str(path),
         "trust_remote_code": False,

@@ -304,6 +304,20 @@ def test_every_engine_is_told_the_same_stop_tokens(tmp_path, prompts):
     assert settings["generation_config"] == "vllm" and settings["trust_remote_code"] is False
 
 
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [(0.4, {"gpu_memory_utilization": 0.4}), (1.0, {"gpu_memory_utilization": 1.0}),
+     (2.5, {"kv_cache_memory_bytes": 2684354560, "gpu_memory_utilization": 0.01})],
+)  # fmt: skip
+def test_memory_of_an_engine_on_a_gpu(monkeypatch, memory, expected):
+    """Runs that start on one GPU together and each count the others' memory as their own. Breaks: GiB taken
+    for a share, or for 10**9 bytes; vLLM's own share of 0.9, which it asks to be free."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = engine_settings("tiny/llama", torch.bfloat16, 128, memory)
+    told = {key: value for key, value in settings.items() if "memory" in key}
+    assert told == expected
+
+
 class Sleeper:
     """What VLLMGenerator asks of an engine, in the order asked."""
 

@@ -96,6 +96,8 @@ def test_a_run_says_whether_it_fits(checkpoints):
     )
     training = 0.1  # GB, about
     assert plan.verdict(flags, 1, 100.0).endswith("GB of 100 on each GPU, 40 of them the engine's: fits")
+    flags.engine_memory = 2.0  # GiB of cache, beside the model
+    assert ", 2 of them the engine's: fits" in plan.verdict(flags, 1, 100.0)
     flags.engine_memory, small = 0.99, 8.0
     assert "does not fit; --activation-checkpointing, --micro-batch-tokens" in plan.verdict(flags, 1, small)
     flags.activation_checkpointing = True
