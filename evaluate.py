@@ -81,9 +81,9 @@ class Config:
     strict_paper_grading: bool = HfArg(default=False, help="As in the train scripts.")
     n: Count = HfArg(default=50, help="N: samples per prompt.")
     greedy: bool = HfArg(
-        default=False, help="On problems, one more answer to each, of the likeliest tokens: greedy_accuracy."
+        default=False, help="Also answer each problem once by the likeliest tokens: greedy_accuracy."
     )
-    limit: Count | None = HfArg(default=None, help="Only the first so many prompts.")
+    limit: Count | None = HfArg(default=None, help="Take only so many prompts, the first ones.")
     answers: OutFile | None = HfArg(
         default=None,
         help="File for all responses, JSON lines; the judge takes it if --n is 1. Needs no reward model. "

@@ -525,9 +525,11 @@ def check_engine(
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--engine vllm: vLLM is not installed here; use --engine transformers")
     if devices and urls:
-        raise ValueError("--generator-devices, --generator-url: servers to start or to use: not both")
+        raise ValueError("--generator-devices starts servers, --generator-url uses running ones: not both")
     if token_file and not urls:
-        raise ValueError(f"--generator-token-file {token_file}: of servers that run already: --generator-url")
+        raise ValueError(
+            f"--generator-token-file {token_file}: is of running servers: give --generator-url, too"
+        )
     flag = "--generator-devices" if devices else "--generator-url"
     if (devices or urls) and engine != "vllm":
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
@@ -536,7 +538,8 @@ def check_engine(
     here = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun sets both; vLLM or a cluster may set only WORLD_SIZE
     if devices and here and os.environ.get("WORLD_SIZE") != here:
         raise ValueError(
-            "--generator-devices: of one machine only; on others start serve.py: --generator-url"
+            "--generator-devices: starts servers on one machine only; start serve.py on the others, and give "
+            "--generator-url"
         )
     if "cpu" in devices and torch.cuda.is_available():
         raise ValueError("--generator-devices cpu: the trainer has a GPU here; name other GPUs")

@@ -54,11 +54,13 @@ class Config:
     micro_batch_tokens: Count = HfArg(default=16384, help="As in the train scripts.")
     activation_checkpointing: bool = HfArg(default=False, help="As in the train scripts.")
     compile: bool = HfArg(default=True, help="As in the train scripts, on a GPU.")
-    dtype: Literal["float32", "bfloat16"] = HfArg(default="bfloat16", help="Of forwards, and of the engine.")
+    dtype: Literal["float32", "bfloat16"] = HfArg(
+        default="bfloat16", help="Of the forwards and of the engine."
+    )
     device_gb: Positive = HfArg(default=141.0, help="Memory of a device; the default is an H200's, as below.")
-    device_tflops: Positive = HfArg(default=989.0, help="Its peak in that dtype, dense.")
-    bandwidth: Positive = HfArg(default=4800.0, help="Of its memory, GB/s.")
-    link: Positive = HfArg(default=50.0, help="Between devices, GB/s each way.")
+    device_tflops: Positive = HfArg(default=989.0, help="Peak TFLOP/s of a device in that dtype, dense.")
+    bandwidth: Positive = HfArg(default=4800.0, help="Memory bandwidth of a device, GB/s.")
+    link: Positive = HfArg(default=50.0, help="Bandwidth between devices, GB/s each way.")
     mfu: Share = HfArg(default=0.4, help="Share of the peak that training reaches.")
     bandwidth_share: Share = HfArg(default=0.6, help="Share of the bandwidth that decoding reaches.")
     engine_memory: EngineMemory = HfArg(

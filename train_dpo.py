@@ -46,13 +46,14 @@ class Config(TrainFlags):
     run_dir: OutFolder = HfArg(default="runs/dpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every | None = HfArg(
         default=None,
-        help="Steps between two copies into the reference; inf keeps the seed model. Default, as in the "
-        "paper: as --sync-every; where there is chat, inf.",
+        help="Steps between two copies of the policy into the reference; inf keeps the seed model. Default, "
+        "as in the paper: the same as --sync-every; inf where there is chat.",
     )
     pairing: Literal["random", "bestworst", "all"] | None = HfArg(
         default=None,
-        help="For math: a right and a wrong response, drawn; or the highest and the lowest reward; or all "
-        "right with all wrong ones (GroupDPO). Default: random; with --reward, and in chat, bestworst.",
+        help="How math responses make pairs. random: draw a right and a wrong one; bestworst: take the "
+        "highest and the lowest reward; all: pair every right one with every wrong one (GroupDPO). "
+        "Default: random; bestworst with --reward and in chat.",
     )
     beta: Positive = HfArg(
         default=0.1,
@@ -60,16 +61,18 @@ class Config(TrainFlags):
     )
     length_normalize: bool = HfArg(
         default=False,
-        help="In the DPO loss, the mean of a response's log-probs, not their sum; wants a larger --beta.",
+        help="Take the mean of a response's log-probs in the DPO loss, not their sum; needs a larger --beta.",
     )
     nll_coef: Coefficient = HfArg(
-        default=0.0, help="Times the chosen responses' negative log-likelihood per token; the paper tries 1."
+        default=0.0,
+        help="Weight of the chosen responses' negative log-likelihood per token; the paper tries 1.",
     )
     entropy_coef: Coefficient = HfArg(
-        default=0.0, help="Times the mean next-token entropy, a bonus; the paper tries 1e-4 to 5e-4."
+        default=0.0, help="Weight of a bonus, the next token's mean entropy; the paper tries 1e-4 to 5e-4."
     )
     grpo_coef: Coefficient = HfArg(
-        default=0.0, help="Times GRPO's loss of all responses to the paired prompts; the paper: 0.01, 0.001."
+        default=0.0,
+        help="Weight of GRPO's loss over all responses to the paired prompts; paper: 0.01, 0.001.",
     )
     lr: Positive = HfArg(default=5e-5, help="Learning rate, constant.")
     adam_eps: Positive = HfArg(

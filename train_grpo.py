@@ -44,22 +44,23 @@ class Config(TrainFlags):
     run_dir: OutFolder = HfArg(default="runs/grpo", help="Where the run is written: new, empty, or --resume.")
     sync_ref_every: Every = HfArg(
         default=Every("inf"),
-        help="Steps between two copies into the reference; inf keeps the seed model, the paper's choice.",
+        help="Steps between two copies of the policy into the reference; inf keeps the seed model.",
     )
     advantage_scale: Literal["none", "std"] = HfArg(
         default="none",
-        help="std: divide advantages by their group's standard deviation (the original GRPO). Default: no.",
+        help="std: divide advantages by their group's standard deviation, as the original GRPO does.",
     )
     correction: Literal["none", "clip", "tis", "seq_tis", "seq_mis", "dppo"] = HfArg(
         default="clip",
-        help="For responses of older weights: none takes them for fresh; clip is PPO's clipped ratio; tis "
-        "weighs tokens by the ratio, truncated at --tis-cap; seq_tis weighs responses, seq_mis drops those "
-        "above it; dppo drops tokens whose probability has moved by more than --dppo-delta.",
+        help="How to correct for responses that older weights sampled. none: treat them as fresh; clip: "
+        "PPO's clipped ratio; tis: weigh each token by its ratio, at most --tis-cap; seq_tis: weigh each response; "
+        "seq_mis: drop responses above the cap; dppo: drop tokens whose probability moved by more than "
+        "--dppo-delta.",
     )
-    clip_low: Share = HfArg(default=0.2, help="With clip: no gradient that takes a ratio below 1 - this.")
-    clip_high: Positive = HfArg(default=0.2, help="With clip: nor above 1 + this; DAPO uses 0.28.")
+    clip_low: Share = HfArg(default=0.2, help="With clip: how far below 1 a ratio is pushed.")
+    clip_high: Positive = HfArg(default=0.2, help="With clip: how far above 1; DAPO uses 0.28.")
     tis_cap: Positive = HfArg(
-        default=2.0, help="The largest weight, at least 1, of a token in tis, of a response in seq_*."
+        default=2.0, help="The largest weight of a token (tis) or a response (seq_tis, seq_mis); at least 1."
     )
     dppo_delta: Share = HfArg(default=0.2, help="With dppo: how far a token's probability may move.")
     normalize: Literal["token", "sequence", "constant"] = HfArg(
@@ -67,7 +68,7 @@ class Config(TrainFlags):
         help="Divide a token's loss by the tokens in the step (token: DAPO), in its response (sequence: the "
         "original GRPO), or by --max-new-tokens (constant: Dr. GRPO, no division by length).",
     )
-    kl_coef: Coefficient = HfArg(default=0.001, help="Times the KL divergence to the reference.")
+    kl_coef: Coefficient = HfArg(default=0.001, help="Weight of the KL divergence to the reference.")
     lr: Positive = HfArg(default=2e-4, help="Learning rate, constant.")
     adam_eps: Positive = HfArg(
         default=1e-8,

@@ -309,7 +309,7 @@ def test_a_server_makes_its_token(tmp_path, monkeypatch, capsys):
         (("transformers", False, ["0"], []), "--generator-devices: these are vLLM servers"),
         (("vllm", True, [], ["http://x"]), "--engine-sleep: with --generator-url"),
         (("vllm", False, ["1", "2"], []), "a rank trains on 2"),
-        (("vllm", False, ["1"], []), "of one machine only"),
+        (("vllm", False, ["1"], []), "on one machine only"),
     ],
 )
 def test_flags_that_do_not_fit(arguments, problem, monkeypatch):
