@@ -53,9 +53,9 @@ class Config(TrainFlags):
     correction: Literal["none", "clip", "tis", "seq_tis", "seq_mis", "dppo"] = HfArg(
         default="clip",
         help="How to correct for responses that older weights sampled. none: treat them as fresh; clip: "
-        "PPO's clipped ratio; tis: weigh each token by its ratio, at most --tis-cap; seq_tis: weigh each response; "
-        "seq_mis: drop responses above the cap; dppo: drop tokens whose probability moved by more than "
-        "--dppo-delta.",
+        "PPO's clipped ratio; tis: weigh each token by its ratio, at most --tis-cap; seq_tis: weigh each "
+        "response; seq_mis: drop responses above the cap; dppo: drop tokens whose probability moved by more "
+        "than --dppo-delta.",
     )
     clip_low: Share = HfArg(default=0.2, help="With clip: how far below 1 a ratio is pushed.")
     clip_high: Positive = HfArg(default=0.2, help="With clip: how far above 1; DAPO uses 0.28.")
