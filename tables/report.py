@@ -187,11 +187,14 @@ def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def table_lines(
-    found: dict[str, Row], estimates: dict[str, dict[int, Estimate]], beside: str | None
+    found: dict[str, Row],
+    estimates: dict[str, dict[int, Estimate]],
+    ratings: dict[str, list[float]],
+    beside: str | None,
 ) -> list[str]:
     """The accuracies as lines of Markdown, in percent, beside one of the paper's tables.
 
-    estimates: {label: {step: accuracy() of the row there}}.
+    estimates: {label: {step: accuracy() of the row there}}. ratings: elo_of_problems.
     """
     steps = sorted({step for row in found.values() for step in row})
     columns = paper.COLUMNS.get(beside, ())
@@ -203,11 +206,13 @@ def table_lines(
         if all(key in evaluation for several in last.values() for evaluation in several)
     }
     heads = ["row", "seeds", *(f"step {step}" for step in steps), *extra.values()]
+    heads += ["Elo"] if any(ratings.values()) else []
     rows = []
     for label, row in found.items():
         cells = [row_name(label)[0], "/".join(map(str, sorted({len(several) for several in row.values()})))]
         cells += [shown(estimates[label][step]) if step in row else "" for step in steps]
         cells += [shown(over_seeds([one[key] for one in last[label]])) for key in extra]
+        cells += [with_interval(over_seeds(ratings[label]))] if any(ratings.values()) else []
         if beside:
             cells += [
                 f"{value} ({error})" if error else f"{value}"
@@ -217,6 +222,11 @@ def table_lines(
     note = "Accuracy in percent: mean over training seeds ± half its 95 % interval."
     if extra:
         note += f" {', '.join(extra.values())}: at the row's last step, of {n} samples a problem."
+    if any(ratings.values()):
+        note += (
+            " Elo: the models of one training seed against each other, at their last steps; on a problem the "
+            "one with more right answers wins. 400 more are odds of 10 to 1."
+        )
     if beside and any(error for row in paper.ROWS[beside].values() for _, error in row):
         note += " The paper: one training seed; in brackets its error over 50 samples (docs/metrics.md)."
     return [*markdown(heads + [f"paper: {column}" for column in columns], rows), "", note]
@@ -386,7 +396,8 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
         label: {step: accuracy(several) for step, several in row.items()} for label, row in found.items()
     }
     differences = compare(found, config.compare)
-    lines = table_lines(found, estimates, config.paper)
+    ratings = elo_of_problems(found)
+    lines = table_lines(found, estimates, ratings, config.paper)
     others = other_differences(found, config.compare)
     if differences:
         lines += comparison_lines(differences, config.margin)
@@ -402,6 +413,7 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
             names: {step: asdict(e) for step, e in row.items()} for names, row in differences.items()
         },
         "others": others,
+        "elo": ratings,
     }
     if made := commits_of(rows):
         lines += ["", made]
@@ -448,6 +460,42 @@ def battles_between(answers: dict[str, list[dict]], key: str) -> list[dict]:
     return battles
 
 
+def elo(answers: dict[str, dict[str, list[dict]]], key: str) -> dict[str, list[float]]:
+    """Elo ratings of rows, {label: [one for each training seed that all have]}, by battles_between.
+
+    answers: {label: {training seed: [dict, ...]}}. The runs of one training seed meet each other; the seed
+    model, which has none, meets all of them.
+    """
+    trained = {label: seeds for label, seeds in answers.items() if label != SEED_ROW}
+    table = {label: [] for label in answers}
+    for seed in sorted(set.intersection(*map(set, trained.values()))):
+        group = {label: seeds[seed] for label, seeds in trained.items()}
+        if SEED_ROW in answers:
+            group[SEED_ROW] = next(iter(answers[SEED_ROW].values()))
+        for label, rating in bradley_terry(battles_between(group, key)).items():
+            table[label].append(round(rating, 6))  # beyond that, machines differ
+    return table
+
+
+def elo_of_problems(found: dict[str, Row]) -> dict[str, list[float]]:
+    """elo() of rows at their last steps: on a problem the model with more right answers wins.
+
+    {} for a single row, and where an evaluation keeps no counts.
+    """
+    last = {label: row[max(row)] for label, row in found.items()}
+    every = [one for several in last.values() for one in several.values()]
+    if len(last) < 2 or any("right" not in one for one in every):
+        return {}
+    counts = {
+        label: {
+            seed: [{"id": at, "right": count} for at, count in enumerate(one["right"])]
+            for seed, one in several.items()
+        }
+        for label, several in last.items()
+    }
+    return elo(counts, "right")
+
+
 def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, list[float]]]:
     """The columns of a table, {label: {column: [a value for each training seed]}}, from each row's answers
     {label: {training seed: [dict, ...]}}.
@@ -476,11 +524,8 @@ def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[st
             raise ValueError(
                 f"--chat-table: {', '.join(lacking)} has no training seed {seed}, as others have"
             )
-        group = {label: seeds[seed] for label, seeds in trained.items()}
-        if SEED_ROW in answers:
-            group[SEED_ROW] = next(iter(answers[SEED_ROW].values()))
-        for label, rating in bradley_terry(battles_between(group, judged_by)).items():
-            table[label].setdefault("elo", []).append(round(rating, 6))  # beyond that, machines differ
+    for label, of_seeds in elo(answers, judged_by).items():
+        table[label]["elo"] = of_seeds
     return table
 
 

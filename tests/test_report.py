@@ -122,6 +122,27 @@ def test_differences_are_paired_by_seed_and_problem(counted):
     assert "| dpo-1-x less dpo-10-x, step 100 | pass@2 | 73 | 60 | +13 [-15, 42] | cannot tell |" in text
 
 
+def test_elo_on_problems():
+    """Ratings of models that never met, or of the accuracies in place of the problems.
+
+    Breaks: battles of all seeds in one pot (the seed that one row lacks would count); the sum of `right` for
+    each problem's; the seed model left out. By hand: 6 problems won, 2 lost and 2 tied are odds of 7 to 3, so
+    147 points; the prior takes less than 3 of them.
+    """
+    counts = {"a": [3] * 6 + [0] * 2 + [1] * 2, "b": [2] * 6 + [4] * 2 + [1] * 2}
+    found = {label: {100: {"0": {"right": right}}} for label, right in counts.items()}
+    found["b"][100]["1"] = {"right": [5] * 10}  # of a training seed that the other row lacks
+    found["b"][50] = {"0": {"right": [0] * 10}}  # and not the last step
+    ratings = report.elo_of_problems(found)
+    assert ratings["a"][0] - ratings["b"][0] == pytest.approx(400 * math.log10(7 / 3), abs=3)
+    assert sum(map(len, ratings.values())) == 2 and sum(counts["a"]) < sum(counts["b"])
+    seed = {"seed": {0: {"None": {"right": [0] * 10}}}}
+    with_seed = report.elo_of_problems(found | seed)
+    assert with_seed["seed"] < with_seed["b"] < with_seed["a"]
+    assert report.elo_of_problems({"a": found["a"]}) == {}
+    assert report.elo_of_problems(found | {"c": {100: {"0": {"accuracy": 0.5}}}}) == {}
+
+
 def test_the_ends_of_curves_are_compared_by_training_seed(tmp_path, capsys):
     """A difference of bands that cover each other, read from another part of the curve or from other seeds.
 
