@@ -1,6 +1,7 @@
 """Rollouts: whole, reproducible, and the same however they are batched."""
 
 import json
+import re
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -455,6 +456,23 @@ def test_prompts_without_the_system_block(prompts):
     tokenizer.chat_template = "{% for m in messages %}{{ loop.length }}<eot>{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="--system-block False: the chat template"):
         encode_prompts(tokenizer, prompts)
+
+
+def test_the_prompts_that_the_docs_show():
+    """Figures 4 and 5 in docs/paper.md, and a prompt that has moved on. Breaks: the paper's single quotation
+    marks doubled in MATH_PROMPT; the template left out of chat."""
+    tokenizer = byte_tokenizer()
+    words = {"<bos>": "<|begin_of_text|>", "<head>": "<|start_header_id|>", "</head>": "<|end_header_id|>"}
+    words["<eot>"] = "<|eot_id|>"
+    tokenizer.add_special_tokens({"additional_special_tokens": [*words.values()]})
+    tokenizer.chat_template, tokenizer.system_block = LLAMA_31, False
+    for word, llamas in words.items():
+        tokenizer.chat_template = tokenizer.chat_template.replace(word, llamas)
+    text = (Path(data.__file__).parent / "docs" / "paper.md").read_text(encoding="utf-8")
+    shown = re.sub("(?m)^    ", "", text.partition("## The prompts")[2].partition("\n## ")[0])
+    for task, asked in (("math", data.MATH_PROMPT), ("chat", "{instruction}")):
+        (ids,) = encode_prompts(tokenizer, [Prompt("0", task, [{"role": "user", "content": asked}], "1")])
+        assert tokenizer.decode(ids).strip() in shown
 
 
 # The shape of Llama 3.2's, which prints the day.
