@@ -20,9 +20,12 @@ name=${AT}controls out=results/${AT}controls table1=results/${AT}table1
     echo "$name/nll/$seed train_dpo.py --sync-every inf --nll-coef 1 --seed $seed $SHORT $DPO"
   done
 } | bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/"{ref-1,nll} "$table1/dpo-10" $UNTIL \
+mapfile -t rows < <(have "$out" ref-1 nll)
+.venv/bin/python tables/report.py --runs "$table1/dpo-inf" "${rows[@]/#/$out/}" "$table1/dpo-10" $UNTIL \
   --smooth 10 --panels policy_entropy kl_ref margin chosen_logp --out "$out/curves.png" \
-  --table "$out/table.md" --compare {ref-1,nll}:dpo-inf
-.venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/ref-100" "$table1/dpo-100" --smooth 10 \
-  --panels policy_entropy kl_ref margin chosen_logp --out "$out/reset.png" \
-  --table "$out/reset.md" --compare ref-100:dpo-inf dpo-100:ref-100
+  --table "$out/table.md" --compare "${rows[@]/%/:dpo-inf}" "${rows[@]/%/:dpo-10}"
+for row in $(have "$out" ref-100); do
+  .venv/bin/python tables/report.py --runs "$table1/dpo-inf" "$out/$row" "$table1/dpo-100" --smooth 10 \
+    --panels policy_entropy kl_ref margin chosen_logp --out "$out/reset.png" \
+    --table "$out/reset.md" --compare "$row:dpo-inf" "dpo-100:$row"
+done

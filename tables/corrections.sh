@@ -16,6 +16,8 @@ for s in inf 10; do
     done
   done
 done | bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$table1/grpo" "$out/"{inf,10}-{none,clip,seq_tis,dppo} $UNTIL \
-  --smooth 5 --panels reward policy_entropy ess bound_frac kl_ref ratio_max --out "$out/curves.png" \
-  --table "$out/table.md" --compare {inf,10}-{none,clip,seq_tis,dppo}:grpo
+mapfile -t rows < <(have "$out" {inf,10}-{none,clip,seq_tis,dppo})
+.venv/bin/python tables/report.py --runs "$table1/grpo" "${rows[@]/#/$out/}" $UNTIL --smooth 5 \
+  --panels policy_entropy ess bound_frac kl_ref ratio_max staleness --out "$out/curves.png" \
+  --table "$out/table.md" --compare "${rows[@]/%/:grpo}" \
+  $(of_rows "${rows[*]}" {inf-{clip,seq_tis,dppo}:inf-none,10-{clip,seq_tis,dppo}:10-none})

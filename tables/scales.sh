@@ -60,3 +60,23 @@ SEEDS=${SEEDS:-0 1 2 3 4} # training seeds, or those given: SEEDS="0 1 2" bash t
 LAST=$LONG WHEN="$SHORT $LONG"
 LONG="--steps $LONG --save-every $SAVE" UNTIL="--until $SHORT" SHORT="--steps $SHORT --save-every $SAVE"
 export REWARD_MODEL WHEN
+
+# What a script draws when some of its rows have not been run (DRAW): of the rows $2... those that the archive
+# $1 has, and of the pairs $2... (A:B) those whose rows are in the list "$1".
+have() {
+  local kept row
+  kept=$([ -z "${DRAW:-}" ] || .venv/bin/python tables/archive.py list "$1")
+  for row in "${@:2}"; do
+    if [ -z "${DRAW:-}" ] || grep -q "^$row/" <<<"$kept"; then
+      echo "$row"
+    else
+      echo "$1: $row has not been run: this script makes it" >&2
+    fi
+  done
+}
+of_rows() {
+  local pair
+  for pair in "${@:2}"; do
+    [[ " $1 " != *" ${pair%:*} "* || " $1 " != *" ${pair#*:} "* ]] || echo "$pair"
+  done
+}

@@ -18,20 +18,12 @@ name=${AT}table1 out=results/${AT}table1
     echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $steps $GRPO"
   done
 } | WHEN=$EARLY EVALUATE="${EVALUATE:-} --greedy True" bash tables/run.sh
-rows=() pairs=(dpo-inf:dpo-10 dpo-10:dpo-1 grpo:dpo-1)
-kept=$([ -z "${DRAW:-}" ] || .venv/bin/python tables/archive.py list "$out")
-for row in dpo-inf dpo-100 dpo-10 dpo-5 dpo-1 grpo; do
-  if [ -z "${DRAW:-}" ] || grep -q "^$row/" <<<"$kept"; then
-    rows+=("$out/$row")
-    [[ $row != dpo-100 && $row != dpo-5 ]] || pairs+=("$row:dpo-10")
-  else
-    echo "table1.sh: $row is not in $out: the script makes it"
-  fi
-done
-.venv/bin/python tables/report.py --runs "$out/seed" "${rows[@]}" --smooth 10 \
+mapfile -t rows < <(have "$out" dpo-inf dpo-100 dpo-10 dpo-5 dpo-1 grpo)
+mapfile -t pairs < <(of_rows "${rows[*]}" dpo-inf:dpo-10 dpo-10:dpo-1 grpo:dpo-1 dpo-100:dpo-10 dpo-5:dpo-10)
+.venv/bin/python tables/report.py --runs "$out/seed" "${rows[@]/#/$out/}" --smooth 10 \
   --panels reward entropy policy_entropy length staleness --out "$out/curves.png" \
   --table "$out/table.md" --paper table1 --compare "${pairs[@]}"
-.venv/bin/python tables/costs.py --runs "${rows[@]}" --out "results/${AT}efficiency/costs.png" \
+.venv/bin/python tables/costs.py --runs "${rows[@]/#/$out/}" --out "results/${AT}efficiency/costs.png" \
   --seconds "results/${AT}efficiency/seconds.json"
 [ -n "$AT" ] || # the earlier model's runs, which some figures stand beside
   .venv/bin/python tables/report.py --runs results/earlier/{seed,dpo-inf,dpo-100,dpo-10,dpo-1,grpo} \
