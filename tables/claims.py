@@ -135,8 +135,16 @@ CLAIMS = [
     ),
     claim("reviewers: GRPO at s = 10 against fresh responses, clipped", "stale_grpo", "clip:grpo", ""),
     claim("reviewers: the same, uncorrected", "stale_grpo", "none:grpo", ""),
-    claim("reviewers: which correction rescues GRPO offline", "corrections", "inf-seq_tis:grpo", ""),
-    claim("why offline loses: syncing the reference alone", "controls", "ref-1:dpo-inf", ""),
+    claim(
+        "reviewers: GRPO offline, uncorrected, against fresh responses", "corrections", "inf-none:grpo", ""
+    ),
+    claim("does seq_tis rescue it?", "corrections", "inf-seq_tis:inf-none", ""),
+    claim("does dppo?", "corrections", "inf-dppo:inf-none", ""),
+    claim("why offline loses: syncing the reference alone gains", "controls", "ref-1:dpo-inf", ""),
+    claim("and with it offline is still behind", "controls", "ref-1:dpo-10", ""),
+    claim("the gap where the seed model was taught 4 % good answers", "dose", "good-04-10:good-04-inf", ""),
+    claim("the gap with 10 % good answers", "dose", "good-10-10:good-10-inf", ""),
+    claim("the gap with 42 % good answers", "dose", "good-42-10:good-42-inf", ""),
 ]
 
 

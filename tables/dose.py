@@ -55,7 +55,8 @@ def plot(found: dict[float, dict[str, Estimate]], out: Path) -> None:
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
-        found, numbers, lines, every = {}, {}, [], []
+        found, lines, every = {}, [], []
+        numbers = {"accuracy": {}, "difference": {}}
         for share, rows in DOSES.items():
             seed, offline, semi = (evaluations(read_row(row)) for row in rows)
             lacking = [
@@ -65,10 +66,11 @@ def main(args: list[str] | None = None) -> None:
                 raise ValueError(f"--step {config.step}: {', '.join(lacking)} has no such evaluation")
             offline, semi = offline[config.step], semi[config.step]
             every += [*seed[0].values(), *offline.values(), *semi.values()]
-            gap = difference(semi, offline, f"{rows[2]}:{rows[1]}")
+            names = f"{Path(rows[2]).name}:{Path(rows[1]).name}"
+            gap = difference(semi, offline, names)
             found[share] = {"seed": accuracy(seed[0]), "dpo-inf": accuracy(offline), "dpo-10": accuracy(semi)}
-            numbers[share] = {row: {"mean": e.mean, "half": e.half} for row, e in found[share].items()}
-            numbers[share]["gap"] = asdict(gap)
+            numbers["accuracy"][share] = {row: asdict(e) for row, e in found[share].items()}
+            numbers["difference"][names] = {config.step: asdict(gap)}
             cells = [shown(estimate) for estimate in found[share].values()]
             says = verdict(gap, config.margin / 100)
             lines.append([f"{100 * share:g} %", *cells, signed(gap), says])
