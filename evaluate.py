@@ -83,7 +83,7 @@ class Config:
     greedy: bool = HfArg(
         default=False, help="Also answer each problem once by the likeliest tokens: greedy_accuracy."
     )
-    limit: Count | None = HfArg(default=None, help="Take only so many prompts, the first ones.")
+    limit: Count | None = HfArg(default=None, help="Use only the first LIMIT prompts.")
     answers: OutFile | None = HfArg(
         default=None,
         help="File for all responses, JSON lines; the judge takes it if --n is 1. Needs no reward model. "
@@ -172,17 +172,15 @@ def pass_at_k(right: list[int], n: int, k: int) -> float:
 def majority(responses: list[list[str]], scores: list[list[float]]) -> float:
     """Share of problems whose most common answer is right: (problems, N) each.
 
-    An answer is the last box's content, as meant (grader/as_meant.py); a response without a box has no vote.
-    All right answers are one answer (2 + 3 = 5 and 5); wrong ones are the same if they are written alike.
-    Among equally common answers the first sampled counts.
+    An answer is the last box's content, as meant (grader/as_meant.py), after its last equals sign: 2 + 3 = 5
+    and 5 are the same answer. A response without a box has no vote. Among equally common answers the first
+    sampled counts.
     """
     right = []
     for texts, row in zip(responses, scores, strict=True):
-        answers = []
-        for text, score in zip(texts, row, strict=True):
-            end = text[-MAX_CHARS:]  # as it is graded
-            answer = boxed_as_meant(end) if r"\boxed" in end else ""
-            answers.append("right" if answer and score == 1.0 else answer)
+        ends = [text[-MAX_CHARS:] for text in texts]  # as they are graded
+        boxes = [boxed_as_meant(end) if r"\boxed" in end else "" for end in ends]
+        answers = [box.removeprefix(r"$\boxed{").rpartition("=")[2].strip() for box in boxes]
         votes = Counter(answer for answer in answers if answer)
         right.append(row[answers.index(votes.most_common(1)[0][0])] if votes else 0.0)
     return fmean(right)

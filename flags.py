@@ -123,12 +123,21 @@ class Share(float):
         return super().__new__(cls, number(text, lambda v: 0 < v <= 1, "a number above 0 and at most 1"))
 
 
-class EngineMemory(float):
-    """A flag's type: up to 1 the share of a GPU for an engine, above 1 the GiB of its KV cache alone."""
+class EngineMemory(str):
+    """A flag's type: the share of a GPU that an engine takes, 0.4, or the size of its KV cache, 2GiB.
+
+    share: the first, or None. cache: the second in bytes, or None.
+    """
 
     def __new__(cls, text: str | float):
-        kind = "a share of the GPU, up to 1, or above 1 the GiB of the KV cache"
-        return super().__new__(cls, number(text, lambda v: 0 < v < math.inf, kind))
+        meaning = "a share of the GPU up to 1, as 0.4, or the size of the KV cache, as 2GiB"
+        self = super().__new__(cls, text)
+        if self.endswith("GiB"):
+            size = number(self.removesuffix("GiB"), lambda v: 0 < v < math.inf, meaning)
+            self.share, self.cache = None, int(size * 2**30)
+        else:
+            self.share, self.cache = number(text, lambda v: 0 < v <= 1, meaning), None
+        return self
 
 
 class OutFile(str):
@@ -309,9 +318,9 @@ class TrainFlags:
         default="vllm", help="transformers is slow, and for where vLLM does not install."
     )
     engine_memory: EngineMemory = HfArg(
-        default=EngineMemory(0.4),
-        help="Share of the trainer's GPU that the engine may take. Above 1: GiB of its KV cache alone, for "
-        "runs that start on one GPU together, which disturb vLLM's measuring of a share.",
+        default=EngineMemory("0.4"),
+        help="Share of the trainer's GPU that the engine may take; or, as 2GiB, the size of its KV cache, "
+        "for runs that start on one GPU together, because each would count the others' memory as its own.",
     )
     engine_sleep: bool = HfArg(
         default=False, help="Leave that memory to the trainer while nothing is sampled; waking takes time."

@@ -308,7 +308,7 @@ class VLLMGenerator(Generator):
         path: str,
         dtype: torch.dtype,
         max_model_len: int,
-        gpu_memory: float,
+        gpu_memory: str | float,
         sleeps: bool = False,
         can_sleep: bool = False,
     ):
@@ -528,7 +528,7 @@ def check_engine(
         raise ValueError("--generator-devices starts servers, --generator-url uses running ones: not both")
     if token_file and not urls:
         raise ValueError(
-            f"--generator-token-file {token_file}: is of running servers: give --generator-url, too"
+            f"--generator-token-file {token_file}: is for running servers: give --generator-url, too"
         )
     flag = "--generator-devices" if devices else "--generator-url"
     if (devices or urls) and engine != "vllm":
@@ -538,8 +538,8 @@ def check_engine(
     here = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun sets both; vLLM or a cluster may set only WORLD_SIZE
     if devices and here and os.environ.get("WORLD_SIZE") != here:
         raise ValueError(
-            "--generator-devices: starts servers on one machine only; start serve.py on the others, and give "
-            "--generator-url"
+            "--generator-devices: starts servers on one machine only; leave it out, start serve.py on each "
+            "machine, and give --generator-url"
         )
     if "cpu" in devices and torch.cuda.is_available():
         raise ValueError("--generator-devices cpu: the trainer has a GPU here; name other GPUs")
@@ -555,7 +555,7 @@ def load_generator(
     device: torch.device,
     max_model_len: int,
     *,
-    memory: float = 0.4,
+    memory: str | float = 0.4,
     sleeps: bool = False,
     can_sleep: bool = False,
     devices: list[str] | tuple = (),

@@ -64,7 +64,7 @@ class Config:
     mfu: Share = HfArg(default=0.4, help="Share of the peak that training reaches.")
     bandwidth_share: Share = HfArg(default=0.6, help="Share of the bandwidth that decoding reaches.")
     engine_memory: EngineMemory = HfArg(
-        default=EngineMemory(0.4), help="Of a rank's own engine, as in the train scripts."
+        default=EngineMemory("0.4"), help="Of a rank's own engine, as in the train scripts."
     )
     reward_model: str | None = HfArg(
         default=None, help="A checkpoint that scores chat, sharded as the policy."
@@ -149,9 +149,9 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
         )
         held["reward model"] = size * count(shapes)["all"] / config.ranks
     if not config.generators:
-        held["engine"] = config.engine_memory * config.device_gb * GB
-        if config.engine_memory > 1:  # it is of the cache alone
-            held["engine"] = config.engine_memory * 2**30 + size * weights["all"]
+        taken = EngineMemory(config.engine_memory)
+        cache_and_weights = (taken.cache or 0) + size * weights["all"]
+        held["engine"] = taken.share * config.device_gb * GB if taken.share else cache_and_weights
     return held
 
 

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from flags import TINY_MODEL, Count, Share, one_line_errors, parse_flags
+from flags import TINY_MODEL, Count, EngineMemory, Share, one_line_errors, parse_flags
 
 import requests
 import torch
@@ -86,8 +86,10 @@ class Receipt:
     unseen: list[str]
 
 
-def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: float) -> dict[str, Any]:
-    """The settings of a vLLM engine, in process or as a server; gpu_memory: as flags.EngineMemory."""
+def engine_settings(
+    path: str, dtype: torch.dtype, max_model_len: int, gpu_memory: str | float
+) -> dict[str, Any]:
+    """The settings of a vLLM engine, in process or as a server; gpu_memory: see EngineMemory."""
     settings = {
         "model": str(path),
         "trust_remote_code": False,
@@ -102,10 +104,11 @@ def engine_settings(path: str, dtype: torch.dtype, max_model_len: int, gpu_memor
         # Every step with as many sequences as vLLM runs at a time is then one CUDA graph. With vLLM's default
         # of 512, steps in which prompts join took 1.6 times as long (results/bench_gpu).
         graphs = {"compilation_config": {"max_cudagraph_capture_size": 1024}}
-        if gpu_memory <= 1:
-            return {**settings, **graphs, "gpu_memory_utilization": gpu_memory}
-        # vLLM then measures nothing, but still asks that so large a share of the GPU be free.
-        cache = {"kv_cache_memory_bytes": int(gpu_memory * 2**30), "gpu_memory_utilization": 0.01}
+        memory = EngineMemory(gpu_memory)
+        if memory.share:
+            return {**settings, **graphs, "gpu_memory_utilization": memory.share}
+        # With a fixed cache vLLM sizes nothing itself. It still checks that this share of the GPU is free.
+        cache = {"kv_cache_memory_bytes": memory.cache, "gpu_memory_utilization": 0.01}
         return {**settings, **graphs, **cache}
     # On the CPU a seeded request whose prompt is split into chunks crashes ("CPU Generator does not use
     # offset"), so prompts are not split. The cache holds 256 sequences of a small model; others wait.

@@ -57,8 +57,8 @@ class Config(TrainFlags):
         "response; seq_mis: drop responses above the cap; dppo: drop tokens whose probability moved by more "
         "than --dppo-delta.",
     )
-    clip_low: Share = HfArg(default=0.2, help="With clip: how far below 1 a ratio is pushed.")
-    clip_high: Positive = HfArg(default=0.2, help="With clip: how far above 1; DAPO uses 0.28.")
+    clip_low: Share = HfArg(default=0.2, help="With clip: no gradient pushes a ratio below 1 - this.")
+    clip_high: Positive = HfArg(default=0.2, help="With clip: nor above 1 + this; DAPO uses 0.28.")
     tis_cap: Positive = HfArg(
         default=2.0, help="The largest weight of a token (tis) or a response (seq_tis, seq_mis); at least 1."
     )

@@ -103,17 +103,21 @@ def write_costs(rows: dict[str, list[Run]], seconds: dict[str, dict[str, float]]
     note = (
         "Mean over training seeds ± half its 95 % interval; tokens and compute in thousands. Empty where a "
         "seed does not reach the accuracy, or no time was measured. at most: it was reached before the first "
-        "evaluation."
+        "evaluation. Seconds: steps times one timing of a step."
     )
     save_table([*markdown(heads, lines), "", note], reached, out.with_suffix(".md"))
 
 
 def cell(values: list[float | None], cost: str, bound: str = "") -> str:
-    """The mean of what the seeds took, with its interval: thousands for tokens, whole steps and seconds."""
+    """The mean of what the seeds took, with its interval: thousands for tokens, whole steps.
+
+    Seconds have none: a step's were timed once, and its scatter is not known.
+    """
     if None in values:
         return ""
     estimate, unit = over_seeds(values), scale(cost)
-    half = "" if estimate.half is None else f" ± {estimate.half / unit:.0f}"
+    known = estimate.half is not None and cost not in SECONDS
+    half = f" ± {estimate.half / unit:.0f}" if known else ""
     return f"{bound}{estimate.mean / unit:.0f}{half}"
 
 

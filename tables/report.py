@@ -225,7 +225,7 @@ def table_lines(
     if any(ratings.values()):
         note += (
             " Elo: the models of one training seed against each other, at their last steps; on a problem the "
-            "one with more right answers wins. 400 more are odds of 10 to 1."
+            "one with more right answers wins. 400 more are odds of 10 to 1; ratings hold within one table."
         )
     if beside and any(error for row in paper.ROWS[beside].values() for _, error in row):
         note += " The paper: one training seed; in brackets its error over 50 samples (docs/metrics.md)."
@@ -413,7 +413,7 @@ def write_table(rows: dict[str, list[Run]], config: Config) -> None:
             names: {step: asdict(e) for step, e in row.items()} for names, row in differences.items()
         },
         "others": others,
-        "elo": ratings,
+        **({"elo": ratings} if ratings else {}),
     }
     if made := commits_of(rows):
         lines += ["", made]

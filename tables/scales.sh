@@ -16,11 +16,11 @@ case "${1:-laptop}" in
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
     AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct
     LONG=60 SHORT=60 SAVE=inf EARLY=60
-    MATH_DPO="--data models/one_digit.jsonl@train --lr 2e-5 --engine-memory 2 --compile False"
+    MATH_DPO="--data models/one_digit.jsonl@train --lr 2e-5 --engine-memory 2GiB --compile False"
     MATH_DPO="$MATH_DPO --micro-batch-tokens 2048"
     DPO="--model $MODEL $MATH_DPO" GRPO=$DPO
     export DATA=models/one_digit.jsonl@test N=${N:-40} JOBS=${JOBS:-6} OMP_NUM_THREADS=1
-    export EVALUATE="--engine-memory 2"
+    export EVALUATE="--engine-memory 2GiB"
     CHAT_MODEL=$MODEL REWARD_MODEL=Skywork/Skywork-Reward-V2-Qwen3-0.6B
     REQUESTS=allenai/WildChat-1M@test CHAT="--model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 512"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --lr 1e-6" CHAT_DPO="$CHAT_GRPO --beta 0.01"

@@ -231,7 +231,7 @@ REFUSED = [  # script, flags, what the line must say
     ),
     # Tokens that are not there, and a server that runs anybody's code. Breaks: no check of token_file in
     # check_engine; no except in read_token; no re.fullmatch there; no look at LOOPBACK in server_token.
-    (DPO, "--generator-token-file {}/file", "--generator-token-file {}/file: is of running servers"),
+    (DPO, "--generator-token-file {}/file", "--generator-token-file {}/file: is for running servers"),
     *(
         (
             DPO,

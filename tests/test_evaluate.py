@@ -46,8 +46,9 @@ def test_pass_at_k_is_the_mean_over_all_draws_of_k():
 def test_majority_by_hand():
     """The commonest text for the commonest answer, or a vote of those who box nothing.
 
-    Breaks: the whole text as the key; no `if answer`; the last of equals (reversed); right answers apart,
-    because they are written in two ways. Answers are equal as meant: `12 345` and `12345`.
+    Breaks: the whole text as the key; no `if answer`; the last of equals (reversed); the whole box
+    (`2 + 3 = 5` apart from `5`); the scores (all right ones in one pot, wrong ones apart). Answers are equal
+    as meant: `12 345` and `12345`.
     """
     texts = [
         [r"So \boxed{7}", r"I think $\boxed{8}$", r"It is \boxed{7}."],  # 7 twice, right
@@ -56,10 +57,10 @@ def test_majority_by_hand():
         ["none", "none", "none"],
         [r"\boxed{1}", r"\boxed{12 345}", r"\boxed{12345}"],
         [r"\boxed{6}", r"\boxed{2 + 3 = 5}", r"\boxed{5}"],
-        [r"\boxed{12 345}", r"\boxed{12345}", r"\boxed{1}"],  # a wrong one, twice
+        [r"\boxed{2 + 3 = 6}", r"\boxed{6}", r"\boxed{1 + 4}", r"\boxed{5}"],  # a wrong one, twice
     ]
     scores = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0] * 3, [0.0, 1.0, 1.0]]
-    scores += [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]
+    scores += [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     assert [evaluate.majority([row], [score]) for row, score in zip(texts, scores, strict=True)] == [
         1, 1, 0, 0, 1, 1, 0,
     ]  # fmt: skip

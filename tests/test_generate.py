@@ -307,8 +307,8 @@ def test_every_engine_is_told_the_same_stop_tokens(tmp_path, prompts):
 
 @pytest.mark.parametrize(
     ("memory", "expected"),
-    [(0.4, {"gpu_memory_utilization": 0.4}), (1.0, {"gpu_memory_utilization": 1.0}),
-     (2.5, {"kv_cache_memory_bytes": 2684354560, "gpu_memory_utilization": 0.01})],
+    [(0.4, {"gpu_memory_utilization": 0.4}), ("1", {"gpu_memory_utilization": 1.0}),
+     ("2.5GiB", {"kv_cache_memory_bytes": 2684354560, "gpu_memory_utilization": 0.01})],
 )  # fmt: skip
 def test_memory_of_an_engine_on_a_gpu(monkeypatch, memory, expected):
     """Runs that start on one GPU together and each count the others' memory as their own. Breaks: GiB taken

@@ -1,5 +1,7 @@
 """plan.py: what it counts on shapes alone against what real tensors take."""
 
+from flags import EngineMemory
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -96,9 +98,13 @@ def test_a_run_says_whether_it_fits(checkpoints):
     )
     training = 0.1  # GB, about
     assert plan.verdict(flags, 1, 100.0).endswith("GB of 100 on each GPU, 40 of them the engine's: fits")
-    flags.engine_memory = 2.0  # GiB of cache, beside the model
-    assert ", 2 of them the engine's: fits" in plan.verdict(flags, 1, 100.0)
-    flags.engine_memory, small = 0.99, 8.0
+    flags.engine_memory = EngineMemory("20GiB")  # of cache, beside the model
+    assert ", 21 of them the engine's: fits" in plan.verdict(flags, 1, 100.0)
+    config = plan.Config(model=flags.model, engine_memory=flags.engine_memory)
+    model = plan.meta_model(plan.load_config(flags.model), torch.bfloat16)
+    held = plan.memory(config, model, plan.count(model))
+    assert held["engine"] == 20 * 2**30 + 2 * plan.count(model)["all"]
+    flags.engine_memory, small = EngineMemory("0.99"), 8.0
     assert "does not fit; --activation-checkpointing, --micro-batch-tokens" in plan.verdict(flags, 1, small)
     flags.activation_checkpointing = True
     assert "does not fit; --micro-batch-tokens, --engine-memory" in plan.verdict(flags, 1, training)
