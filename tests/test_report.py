@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tables import archive, figures, report
+from tables import archive, figure1, figures, report
 
 
 def write_run(directory, evals, steps=3):
@@ -419,3 +419,9 @@ def test_chat_is_compared_alike(chat, change, message):
     rows = {path.name: report.read_row(path) for path in sorted(chat.iterdir()) if path.is_dir()}
     with pytest.raises(ValueError, match=message):
         report.write_chat_table(rows, 100, None, chat / "chat.md")
+
+
+def test_the_diagram_is_drawn(tmp_path):
+    """Figure 1, which no run is needed for. Break: a row of DIAL that figures.ROWS lacks."""
+    figure1.main(["--out", str(tmp_path / "diagram.png")])
+    assert (tmp_path / "diagram.png").stat().st_size > 10_000
