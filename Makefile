@@ -25,6 +25,7 @@ demo: venv
 	@echo "demo: train the tiny model with --sync-every 10, evaluate seed and trained, report in $(RUN)/"
 	@rm -rf $(RUN)
 	@$(PY) train_dpo.py --sync-every 10 --run-dir $(RUN)
+	@test -e $(RUN)/export/100 || { echo "demo: stopped; make demo begins again" >&2; exit 1; }
 	@ln -s ../../tiny/llama $(RUN)/seed
 	@$(PY) evaluate.py --model $(RUN)/seed $(RUN)/export/100 --data tiny@test --n 10 --out '$(RUN)/eval/{}.json'
 	@$(PY) tables/report.py --runs $(RUN)

@@ -114,7 +114,7 @@ class Checkpoints:
                     f"--resume: no whole checkpoint in {self.directory}, and to begin again would delete the "
                     "run's exports; choose another --run-dir, or delete this one"
                 )
-            print("checkpoint: none yet; the run begins again")
+            print(f"checkpoint: --resume: none in {self.directory} yet, so the run begins at step 0")
             return None
         state = read_json(path / "state.json")
         stored = HuggingFaceStorageReader(str(path))

@@ -471,7 +471,10 @@ def read_problem(row: dict, where: str, own_reward: bool = False) -> tuple:
         # Not format(): both sides are full of braces.
         messages = [{"role": "user", "content": text if stands else MATH_PROMPT.replace("{problem}", text)}]
     if not own_reward and answer is None and {*GOLDS}.isdisjoint(map(str.lower, row)):
-        raise ValueError(f"{where}: no 'answer' and no 'solution'; its fields: {', '.join(row)}")
+        fields = ", ".join(row)
+        raise ValueError(
+            f"{where}: no 'answer' and no 'solution'; its fields: {fields}; add one, or score by --reward"
+        )
     field, gold = gold_answer(row, where, answer, own_reward)
     return (name, how, field), text, messages, gold
 

@@ -209,7 +209,7 @@ class Life:
             return False
         if not due:
             self.checkpoints.save(done, self.counts)
-        print(f"{program()}: stopped after step {step}; the same command with --resume goes on")
+        print(f"{program()}: stopped after {done} steps; the same command with --resume goes on")
         return True
 
     def publish(self, done: int) -> None:

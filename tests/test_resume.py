@@ -147,7 +147,7 @@ def test_a_signal_ends_a_run_after_its_step(straight, tmp_path):
     run.send_signal(signal.SIGTERM)
     said = run.communicate(timeout=60)[0]
     steps = len(read_metrics(tmp_path / "run"))
-    assert run.returncode == 0 and steps < 6 and f"stopped after step {steps - 1}; " in said
+    assert run.returncode == 0 and steps < 6 and f"stopped after {steps} steps; " in said
     train_dpo.main(command.split()[1:])
     assert_same(computed(tmp_path / "run"), straight(train_dpo, flags))
 
