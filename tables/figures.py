@@ -86,7 +86,7 @@ def row_name(label: str) -> tuple[str, str | None, str]:
         return f"{ROWS[f'dpo-{first}'][0]}, {rest}", CORRECTIONS[rest], "-" if first == "inf" else "--"
     share, _, s = rest.partition("-")
     if first == "good" and f"dpo-{s}" in ROWS:  # good-42-inf: tables/dose.sh
-        return f"{share} % good, {ROWS[f'dpo-{s}'][0]}", ROWS[f"dpo-{s}"][1], "-"
+        return f"{int(share)} % good, {ROWS[f'dpo-{s}'][0]}", ROWS[f"dpo-{s}"][1], "-"
     return label, None, "-"
 
 
