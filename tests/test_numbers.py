@@ -1,6 +1,6 @@
-"""Every number in a README of results/ comes from a file.
+"""Every number in the READMEs and in docs/ comes from a file.
 
-A decimal number that a README quotes must be found, at its precision, among the numbers of its folder's files
+A decimal number that one quotes must be found, at its precision, among the numbers of its folder's files
 and of what it links to, or among those that the rules below derive from its runs. Whole numbers are not
 checked: too many would be found by chance. So are some four in ten wrong decimals: this finds stale texts,
 whose numbers are wrong together, rather than one wrong digit.
@@ -20,6 +20,7 @@ from tables.intervals import over_seeds
 
 ROOT = Path(archive.__file__).resolve().parents[1]
 READMES = [*sorted((ROOT / "results").glob("*/README.md")), ROOT / "tiny" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 READ = {".json", ".md", ".txt", ".py", ".sh"}  # the files that numbers are read from
 NUMBER = re.compile(r"(?<![\w.])(\d[\d,]*\.(\d+))(?![\d.]*\w|\.\d)(?: (ms|KiB|MiB|KB|MB|GB|%))?")
 UNITS = {"": (1, 100), "%": (100, 1), "ms": (1e3,), "KB": (1, 1e-3), "MB": (1, 1e-6), "GB": (1, 1e-9)}
@@ -151,7 +152,7 @@ def has(known, value, decimals, unit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", [*READMES, *PAGES], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_number_comes_from_a_file(readme):
     """A number that nobody can check: typed wrong, or left from runs that were made again.
 
