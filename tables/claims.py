@@ -138,6 +138,7 @@ CLAIMS = [
     claim(
         "reviewers: GRPO offline, uncorrected, against fresh responses", "corrections", "inf-none:grpo", ""
     ),
+    claim("reviewers: the same, weighed by seq_tis", "corrections", "inf-seq_tis:grpo", ""),
     claim("does seq_tis help offline GRPO?", "corrections", "inf-seq_tis:inf-none", ""),
     claim("does dppo help offline GRPO? (two seeds)", "corrections", "inf-dppo:inf-none", ""),
     claim("why offline loses: syncing the reference alone gains", "controls", "ref-1:dpo-inf", ""),
