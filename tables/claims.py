@@ -140,7 +140,7 @@ CLAIMS = [
     ),
     claim("reviewers: the same, weighed by seq_tis", "corrections", "inf-seq_tis:grpo", ""),
     claim("does seq_tis help offline GRPO?", "corrections", "inf-seq_tis:inf-none", ""),
-    claim("does dppo help offline GRPO? (two seeds)", "corrections", "inf-dppo:inf-none", ""),
+    claim("does dppo help offline GRPO?", "corrections", "inf-dppo:inf-none", ""),
     claim("why offline loses: syncing the reference alone gains", "controls", "ref-1:dpo-inf", ""),
     claim("and with it offline is still behind", "controls", "ref-1:dpo-10", ""),
     claim("the gap where the seed model was taught 4 % good answers", "dose", "good-04-10:good-04-inf", ""),
