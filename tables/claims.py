@@ -143,6 +143,7 @@ CLAIMS = [
     claim("does dppo help offline GRPO?", "corrections", "inf-dppo:inf-none", ""),
     claim("why offline loses: syncing the reference alone gains", "controls", "ref-1:dpo-inf", ""),
     claim("and with it offline is still behind", "controls", "ref-1:dpo-10", ""),
+    claim("a sync on drift, about as many as at s = 10", "adaptive", "drift-0.015:dpo-10", ""),
     claim("the gap where the seed model was taught 4 % good answers", "dose", "good-04-10:good-04-inf", ""),
     claim("the gap with 10 % good answers", "dose", "good-10-10:good-10-inf", ""),
     claim("the gap with 42 % good answers", "dose", "good-42-10:good-42-inf", ""),

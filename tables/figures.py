@@ -61,6 +61,7 @@ ROWS = {  # the folder of a row's runs: its name in figures and tables, its colo
     "fixed-reference": ("online, reference fixed", "#8856a7"),
     "group-dpo": ("online, GroupDPO", "#8856a7"),
     "group-dpo-grpo": ("online, GroupDPO + GRPO", "#c994c7", "--"),
+    "drift-0.015": ("sync on drift", "#8856a7"),
     "none": ("s = 10, no correction", CORRECTIONS["none"]),
     "clip": ("s = 10, clip", CORRECTIONS["clip"]),
     "tis": ("s = 10, tis", CORRECTIONS["tis"]),
