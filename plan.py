@@ -149,9 +149,10 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
         )
         held["reward model"] = size * count(shapes)["all"] / config.ranks
     if not config.generators:
-        taken = EngineMemory(config.engine_memory)
-        cache_and_weights = (taken.cache or 0) + size * weights["all"]
-        held["engine"] = taken.share * config.device_gb * GB if taken.share else cache_and_weights
+        if config.engine_memory.share:
+            held["engine"] = config.engine_memory.share * config.device_gb * GB
+        else:  # it is of the cache alone
+            held["engine"] = config.engine_memory.cache + size * weights["all"]
     return held
 
 

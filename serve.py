@@ -105,11 +105,10 @@ def engine_settings(
         # of 512, steps in which prompts join took 1.6 times as long (results/bench_gpu).
         graphs = {"compilation_config": {"max_cudagraph_capture_size": 1024}}
         memory = EngineMemory(gpu_memory)
-        if memory.share:
-            return {**settings, **graphs, "gpu_memory_utilization": memory.share}
-        # With a fixed cache vLLM sizes nothing itself. It still checks that this share of the GPU is free.
-        cache = {"kv_cache_memory_bytes": memory.cache, "gpu_memory_utilization": 0.01}
-        return {**settings, **graphs, **cache}
+        taken = {"gpu_memory_utilization": memory.share}
+        if memory.cache:  # vLLM then sizes nothing, but still checks that this share of the GPU is free
+            taken = {"kv_cache_memory_bytes": memory.cache, "gpu_memory_utilization": 0.01}
+        return {**settings, **graphs, **taken}
     # On the CPU a seeded request whose prompt is split into chunks crashes ("CPU Generator does not use
     # offset"), so prompts are not split. The cache holds 256 sequences of a small model; others wait.
     return {

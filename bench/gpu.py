@@ -258,13 +258,12 @@ class Bench:
 
     def measure_steps(self) -> dict[str, Any]:
         P, tokens, few, many = (2, 8, 2, 4) if self.config.dry else (64, 64, self.few, self.many)
-        runs = [("DPO", train_dpo, s, steps) for s, steps in ((1, few), (10, many))]
-        runs.insert(1, ("GRPO", train_grpo, 1, few))
+        runs = [("DPO", train_dpo, 1, few), ("GRPO", train_grpo, 1, few), ("DPO", train_dpo, 10, many)]
         found = {}
         for name, script, s, steps in runs:
             words = f"--model {self.path} --data {self.config.data} --dtype bfloat16 --steps {steps}"
             words += f" --sync-every {s} --prompts-per-step {P} --samples-per-prompt {G} --lr 1e-6"
-            words += f" --max-new-tokens {tokens} --ahead {max(10, min(s, steps))}"
+            words += f" --max-new-tokens {tokens}"
             try:
                 with self.borrowed_engine(script), tempfile.TemporaryDirectory() as folder:
                     script.main([*words.split(), "--run-dir", f"{folder}/run"])

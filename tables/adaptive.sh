@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 name=${AT}adaptive out=results/${AT}adaptive table1=results/${AT}table1
-[ -z "${DRAW:-}" ] || [ -e "$out/runs.jsonl.gz" ] || { echo "adaptive.sh: not run yet" && exit; }
+must_have "$out"
 for seed in $SEEDS; do
   echo "$name/drift-0.015/$seed train_dpo.py --sync-every inf --sync-when 0.015 --ahead 1 --sync-ref-every 10" \
     "--seed $seed $SHORT $DPO"

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 name=${AT}controls out=results/${AT}controls table1=results/${AT}table1
-[ -z "${DRAW:-}" ] || [ -e "$out/runs.jsonl.gz" ] || { echo "controls.sh: not run yet" && exit; }
+must_have "$out"
 {
   for seed in $SEEDS; do
     echo "$name/ref-1/$seed train_dpo.py --sync-every inf --sync-ref-every 1 --seed $seed $SHORT $DPO"

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 name=${AT}corrections out=results/${AT}corrections table1=results/${AT}table1
-[ -z "${DRAW:-}" ] || [ -e "$out/runs.jsonl.gz" ] || { echo "corrections.sh: not run yet" && exit; }
+must_have "$out"
 read -ra all <<<"$SEEDS"
 three=("${all[@]:0:3}") # seeds: its runs are the dearest
 for s in inf 10; do

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh laptop
-[ -z "${DRAW:-}" ] || [ -e "results/dose/runs.jsonl.gz" ] || { echo "dose.sh: not run yet" && exit; }
+must_have results/dose
 for good in 04 42 10; do
   [ -n "${DRAW:-}" ] || [ -d "models/good-$good" ] ||
     .venv/bin/python tiny/make.py --only good --good "0.$good" --out "models/good-$good"

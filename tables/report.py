@@ -206,13 +206,13 @@ def table_lines(
         if all(key in evaluation for several in last.values() for evaluation in several)
     }
     heads = ["row", "seeds", *(f"step {step}" for step in steps), *extra.values()]
-    heads += ["Elo"] if any(ratings.values()) else []
+    heads += ["Elo"] if ratings else []
     rows = []
     for label, row in found.items():
         cells = [row_name(label)[0], "/".join(map(str, sorted({len(several) for several in row.values()})))]
         cells += [shown(estimates[label][step]) if step in row else "" for step in steps]
         cells += [shown(over_seeds([one[key] for one in last[label]])) for key in extra]
-        cells += [with_interval(over_seeds(ratings[label]))] if any(ratings.values()) else []
+        cells += [with_interval(over_seeds(ratings[label]))] if ratings else []
         if beside:
             cells += [
                 f"{value} ({error})" if error else f"{value}"
@@ -222,7 +222,7 @@ def table_lines(
     note = "Accuracy in percent: mean over training seeds ± half its 95 % interval."
     if extra:
         note += f" {', '.join(extra.values())}: at the row's last step, of {n} samples a problem."
-    if any(ratings.values()):
+    if ratings:
         note += (
             " Elo: the models of one training seed against each other, at their last steps; on a problem the "
             "one with more right answers wins. 400 more are odds of 10 to 1; ratings hold within one table."
@@ -480,7 +480,7 @@ def elo(answers: dict[str, dict[str, list[dict]]], key: str) -> dict[str, list[f
 def elo_of_problems(found: dict[str, Row]) -> dict[str, list[float]]:
     """elo() of rows at their last steps: on a problem the model with more right answers wins.
 
-    {} for a single row, and where an evaluation keeps no counts.
+    {} for a single row, for rows without a training seed in common, and where an evaluation keeps no counts.
     """
     last = {label: row[max(row)] for label, row in found.items()}
     every = [one for several in last.values() for one in several.values()]
@@ -493,7 +493,8 @@ def elo_of_problems(found: dict[str, Row]) -> dict[str, list[float]]:
         }
         for label, several in last.items()
     }
-    return elo(counts, "right")
+    ratings = elo(counts, "right")
+    return ratings if any(ratings.values()) else {}
 
 
 def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, list[float]]]:

@@ -61,6 +61,10 @@ LAST=$LONG WHEN="$SHORT $LONG"
 LONG="--steps $LONG --save-every $SAVE" UNTIL="--until $SHORT" SHORT="--steps $SHORT --save-every $SAVE"
 export REWARD_MODEL WHEN
 
+# A script that only draws (DRAW) ends here if the archive $1 is not there.
+must_have() {
+  [ -z "${DRAW:-}" ] || [ -e "$1/runs.jsonl.gz" ] || { echo "${0##*/}: not run yet" && exit; }
+}
 # What a script draws when some of its rows have not been run (DRAW): of the rows $2... those that the archive
 # $1 has, and of the pairs $2... (A:B) those whose rows are in the list "$1".
 have() {
