@@ -52,7 +52,10 @@ ROWS = {  # the folder of a row's runs: its name in figures and tables, its colo
     "grpo-12": ("GRPO, groups of 12", "#00441b"),
     "math": ("mathematics only", "#2b3a8c"),
     "chat-only": ("chat only", "#d6604d"),
+    "math-fixed": ("mathematics only, reference fixed", "#2b3a8c", "--"),
     "both": ("both tasks", "#8856a7"),
+    "both-10": ("both tasks, s = 10", "#9ebcda"),
+    "both-grpo": ("both tasks, GRPO", "#1b7837"),
     "chat-then-math": ("chat, then mathematics", "#c994c7"),
     "ref-1": ("offline, reference synced", "#8856a7"),
     "ref-100": ("offline, reference reset at 100", "#c994c7"),
@@ -76,10 +79,16 @@ def row_name(label: str) -> tuple[str, str | None, str]:
 
     >>> row_name("results/table1/dpo-inf"), row_name("qwen-dpo-10"), row_name("inf-seq_tis")
     (('offline', '#b2182b', '-'), ('Qwen, s = 10', '#74add1', '--'), ('offline, seq_tis', '#7570b3', '-'))
+    >>> row_name("dpo-1-at-0.6")
+    ('online, temperature 0.6', '#2b3a8c', '-')
     """
     label = label.rpartition("/")[2]
     if label in ROWS:
         return (*ROWS[label], "-")[:3]
+    row, _, temperature = label.partition("-at-")  # tables/temperature.sh
+    if row in ROWS and temperature:
+        name, colour = ROWS[row][:2]
+        return f"{name}, temperature {temperature}", colour, "-" if temperature == "0.6" else "--"
     first, _, rest = label.partition("-")
     if first == "qwen" and rest in ROWS:
         return f"Qwen, {ROWS[rest][0]}", ROWS[rest][1], "--"

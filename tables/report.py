@@ -287,8 +287,10 @@ def differences_of(values: dict[str, dict[str, dict[str, float]]], pairs: list[s
         a, b = (values[label] for label in two_rows(names, values))
         seeds = seeds_in_common(a, b, names)
         row = differences[names] = {}
-        for what in [what for what in a[seeds[0]] if what in b[seeds[0]]]:  # the seed model lacks some
-            first, second = ([side[seed][what] for seed in seeds] for side in (a, b))
+        both = dict.fromkeys(what for seed in seeds for what in a[seed] if what in b[seed])
+        for what in both:  # the seed model lacks some, and Elo is of the seeds that all rows have
+            of = [seed for seed in seeds if what in a[seed] and what in b[seed]]
+            first, second = ([side[seed][what] for seed in of] for side in (a, b))
             estimate = over_seeds([x - y for x, y in zip(first, second, strict=True)])
             says = direction(estimate)
             row[what] = {
@@ -501,8 +503,8 @@ def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[st
     """The columns of a table, {label: {column: [a value for each training seed]}}, from each row's answers
     {label: {training seed: [dict, ...]}}.
 
-    elo: by the true reward where it is known, else by the learned one, the runs of one training seed against
-    each other; the seed model, which has no training seed, is in all of them.
+    elo: by the true reward where it is known, else by the learned one, the runs of one training seed that all
+    rows have against each other; the seed model, which has no training seed, is in all of them.
     """
     known = {"true_reward" in row for seeds in answers.values() for rows in seeds.values() for row in rows}
     if len(known) > 1:
@@ -518,13 +520,6 @@ def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[st
         }
         for label, seeds in answers.items()
     }
-    trained = {label: seeds for label, seeds in answers.items() if label != SEED_ROW}
-    for seed in sorted(set.union(*map(set, trained.values()))):
-        lacking = [label for label, seeds in trained.items() if seed not in seeds]
-        if lacking:
-            raise ValueError(
-                f"--chat-table: {', '.join(lacking)} has no training seed {seed}, as others have"
-            )
     for label, of_seeds in elo(answers, judged_by).items():
         table[label]["elo"] = of_seeds
     return table
@@ -553,9 +548,13 @@ def write_chat_table(
     }
     heads = list(next(iter(table.values())))
     named = [f"paper: {column}" for column in paper.COLUMNS.get(beside, ())]
-    lines = [f"| {' | '.join(['row', *heads, *named])} |", "|" + "---|" * (1 + len(heads) + len(named))]
+    lines = [
+        f"| {' | '.join(['row', 'seeds', *heads, *named])} |",
+        "|" + "---|" * (2 + len(heads) + len(named)),
+    ]
     for label, row in table.items():
-        cells = [with_interval(over_seeds(row[head])) if row[head] else "" for head in heads]
+        cells = [str(len(found[label]))]
+        cells += [with_interval(over_seeds(row[head])) if row[head] else "" for head in heads]
         if beside:
             cells += [str(value) for value, _ in paper.ROWS[beside].get(label, [("", None)] * len(named))]
         lines.append(f"| {' | '.join([row_name(label)[0], *cells])} |")
@@ -573,15 +572,22 @@ def write_chat_table(
 
 
 def by_seed(table: dict[str, dict[str, list]], found: dict[str, dict]) -> dict[str, dict[str, dict]]:
-    """The columns of a table as {label: {training seed: {column: value}}}; the seed model is in all seeds."""
-    seeds = sorted({seed for label, row in found.items() if label != SEED_ROW for seed in row})
-    return {
-        label: {
-            seed: {head: column[at if len(column) > 1 else 0] for head, column in row.items() if column}
-            for at, seed in enumerate(seeds if label == SEED_ROW else sorted(found[label]))
-        }
-        for label, row in table.items()
-    }
+    """The columns of a table as {label: {training seed: {column: value}}}; the seed model is in all seeds.
+
+    Elo has a value for each training seed that all rows have.
+    """
+    trained = [set(row) for label, row in found.items() if label != SEED_ROW]
+    every, common = sorted(set.union(*trained)), sorted(set.intersection(*trained))
+    values = {}
+    for label, row in table.items():
+        own = every if label == SEED_ROW else sorted(found[label])
+        values[label] = {seed: {} for seed in own}
+        for head, column in row.items():
+            if head != "elo" and label == SEED_ROW:
+                column = column * len(own)  # measured once
+            for seed, value in zip(common if head == "elo" else own, column, strict=bool(column)):
+                values[label][seed][head] = value
+    return values
 
 
 def with_interval(estimate: Estimate) -> str:

@@ -5,8 +5,8 @@
 #
 # NAME is TABLE/ROW or TABLE/ROW/SEED. A run is made in runs/NAME, the checkpoints that it exports are
 # evaluated, and its config, metrics and evaluations go into the archive results/TABLE/runs.jsonl.gz
-# (archive.py), from which report.py draws. The line NAME evaluate.py --model MODEL only measures a model, as
-# step 0.
+# (archive.py), from which report.py draws. The line NAME evaluate.py --model MODEL ... only measures: exports of
+# a run as their steps, another model as step 0.
 #
 # A run whose results are in the archive is left alone. To make it again, remove them:
 #
@@ -19,7 +19,7 @@
 #   JOBS             runs side by side (2: with a thread each they use two cores better than one does)
 #   OMP_NUM_THREADS  threads of each (1)
 #   RANKS            processes of each (1)
-#   DATA, N          problems to evaluate on (tiny@test), samples of each (10; 0 for no evaluation)
+#   DATA, N          problems to evaluate on (tiny@test), samples of each (10; 0 for no problems)
 #   WHEN             steps whose checkpoints are evaluated, as "25 50 100" (all that the run exports)
 #   EVALUATE         more flags of evaluate.py (none)
 #   CHAT, REWARD_MODEL  requests to answer, too, once each (none), and what scores the answers
@@ -32,7 +32,8 @@ EVALUATE=${EVALUATE:-}
 evaluate() { # a file without its ending, where {} is the last part of a checkpoint's path; checkpoints
   local out=$1
   shift
-  python evaluate.py --model "$@" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$out.json" $EVALUATE
+  [ "${N:-10}" = 0 ] ||
+    python evaluate.py --model "$@" --data "${DATA:-tiny@test}" --n "${N:-10}" --out "$out.json" $EVALUATE
   [ -n "${CHAT:-}" ] || return 0
   python evaluate.py --model "$@" --data "chat=$CHAT" --reward-model "$REWARD_MODEL" --n 1 \
     --answers "$out.answers.jsonl" --out "$out.chat.json" $EVALUATE
@@ -73,7 +74,10 @@ trap 'fail "failed, see $run.log"' ERR
 
 if [[ "$command" == "evaluate.py --model "* ]]; then
   mkdir -p "$run/eval"
-  evaluate "$run/eval/0" "${command#evaluate.py --model }"
+  read -ra models <<<"${command#evaluate.py --model }"
+  at=0
+  [[ "$command" != */export/* ]] || at={}
+  evaluate "$run/eval/$at" "${models[@]}"
 else
   # shellcheck disable=SC2086 # the command's words
   torchrun --standalone --nproc-per-node "${RANKS:-1}" $command --run-dir "$run"
@@ -83,6 +87,6 @@ else
   for checkpoint in "$run"/export/*; do
     [[ -n "${WHEN:-}" && " $WHEN " != *" $(basename "$checkpoint") "* ]] || checkpoints+=("$checkpoint")
   done
-  [ "${N:-10}" = 0 ] || evaluate "$run/eval/{}" "${checkpoints[@]}"
+  evaluate "$run/eval/{}" "${checkpoints[@]}"
 fi
 python tables/archive.py add "$kept" "$run" "$command" # last: only whole results are kept

@@ -3,19 +3,19 @@
 # was run in part (results/smollm2_gpu), paper never.
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
-    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 200"
+    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 200" FOUR="25 50 75 100"
     DPO="--lr 5e-5" GRPO="--lr 2e-4" # chosen by tables/sweep.sh
     export N=${N:-8}
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
     TRUTH=true_reward # a metric that is known of embedded requests alone
     CHAT="--model $CHAT_MODEL --reward-model $REWARD_MODEL --data"
     CHAT_DPO="$CHAT chat=tiny --lr 1e-4" CHAT_GRPO="$CHAT chat=tiny --lr 4e-4" # by tables/sweep_chat.sh
-    BOTH_DPO="$CHAT math=tiny:1 chat=tiny:1 --lr 1e-4"
+    BOTH_DPO="$CHAT math=tiny:1 chat=tiny:1 --lr 1e-4" BOTH_GRPO="$CHAT math=tiny:1 chat=tiny:1 --lr 4e-4"
     ;;
   gpu) # one GPU: a real model on sums of one-digit numbers, JOBS runs side by side (12 need 120 GB). Made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
     AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct
-    LONG=60 SHORT=60 SAVE=inf EARLY=60
+    LONG=60 SHORT=60 SAVE=inf EARLY=60 FOUR=60
     MATH_DPO="--data models/one_digit.jsonl@train --lr 2e-5 --engine-memory 2GiB --compile False"
     MATH_DPO="$MATH_DPO --micro-batch-tokens 2048"
     DPO="--model $MODEL $MATH_DPO" GRPO=$DPO
@@ -25,11 +25,11 @@ case "${1:-laptop}" in
     REQUESTS=allenai/WildChat-1M@test CHAT="--model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 512"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --lr 1e-6" CHAT_DPO="$CHAT_GRPO --beta 0.01"
     BOTH_DPO="$CHAT --data math=models/one_digit.jsonl@train:1 chat=allenai/WildChat-1M:1"
-    BOTH_DPO="$BOTH_DPO --lr 1e-6 --beta 0.01 --max-new-tokens math=64,chat=512"
+    BOTH_GRPO="$BOTH_DPO --lr 1e-6 --max-new-tokens math=64,chat=512" BOTH_DPO="$BOTH_GRPO --beta 0.01"
     ;;
   paper) # a node of eight large GPUs: the paper's Table 4
     AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct
-    LONG=1000 SHORT=500 SAVE=125 EARLY="125 250 500 750 1000"
+    LONG=1000 SHORT=500 SAVE=125 EARLY="125 250 500 750 1000" FOUR="125 250 375 500"
     FAMILY=Qwen/Qwen2.5-7B-Instruct
     AS_PAPER="--system-block False --strict-paper-grading True"
     COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1 $AS_PAPER"
@@ -43,7 +43,7 @@ case "${1:-laptop}" in
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --prompts-per-step 32" CHAT_DPO="$CHAT_GRPO --beta 0.01"
     # The paper's mixture is 2 to 1 in a batch of 32, which is no multiple of 3.
     BOTH_DPO="$CHAT --data math=AI-MO/NuminaMath-CoT:2 chat=allenai/WildChat-1M:1 --prompts-per-step 48"
-    BOTH_DPO="$BOTH_DPO --beta 0.01 --max-new-tokens math=2048,chat=1024"
+    BOTH_GRPO="$BOTH_DPO --max-new-tokens math=2048,chat=1024" BOTH_DPO="$BOTH_GRPO --beta 0.01"
     ;;
   *)
     echo "$0: laptop, gpu or paper, not $1" >&2
@@ -55,9 +55,9 @@ esac
 TABLE1=results/${AT}table1
 [ -n "$AT" ] || TABLE1=results/earlier
 SEEDS=${SEEDS:-0 1 2 3 4} # training seeds, or those given: SEEDS="0 1 2" bash tables/table1.sh
-# LONG is the steps of a table's run, which is evaluated at SHORT, too; a figure's run takes SHORT steps. With
-# WHEN=$EARLY a run is evaluated on its way, too.
-LAST=$LONG WHEN="$SHORT $LONG"
+# LONG is the steps of a table's run, which is evaluated at SHORT, too; a figure's run takes SHORT steps, and so do
+# the tables with chat. With WHEN=$EARLY a run is evaluated on its way, too. FOUR: steps up to SHORT, for a course.
+HALF=$SHORT LAST=$LONG WHEN="$SHORT $LONG"
 LONG="--steps $LONG --save-every $SAVE" UNTIL="--until $SHORT" SHORT="--steps $SHORT --save-every $SAVE"
 export REWARD_MODEL WHEN
 

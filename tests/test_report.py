@@ -392,7 +392,25 @@ def test_chat_table_by_hand(chat, capsys):
     assert "| online less seed model | true_reward | 0.33 | 1.00 |" in text
     report.main(["--runs", *rows, "--panels", "reward", "--paper", "table2", *out])
     text = (chat / "chat.md").read_text()
-    assert "| online | 40.00 ± 0.00 | 4.5 ± 6.4 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
+    assert "| online | 2 | 40.00 ± 0.00 | 4.5 ± 6.4 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
+
+
+def test_rows_of_chat_with_fewer_seeds(chat):
+    """A row of one training seed beside one of two: Elo and differences of the seed that both have, which is
+    the second. Break: `every` for `common` in by_seed, or `seeds` for `of` in differences_of."""
+    write_run(chat / "dpo-5" / "1", {100: 0.4})
+    write_answers(chat / "dpo-5" / "1", 100, [1.0] * 3, true_reward=[0.0, 1.0, 1.0])
+    rows = {name: report.read_row(chat / name) for name in ("seed", "dpo-1", "dpo-5")}
+    report.write_chat_table(rows, 100, None, chat / "chat.md", ["dpo-5:dpo-1", "dpo-1:seed"])
+    table = json.loads((chat / "chat.json").read_text())
+    assert [len(table[name]["elo"]) for name in rows] == [1, 1, 1] and len(table["dpo-1"]["reward"]) == 2
+    found = table["difference"]["dpo-5:dpo-1"]
+    assert (found["reward"]["mean"], found["reward"]["seeds"], found["elo"]["seeds"]) == (-4.0, 1, 1)
+    found = table["difference"]["dpo-1:seed"]
+    assert (found["reward"]["seeds"], found["elo"]["seeds"]) == (2, 1)
+    assert found["elo"]["mean"] == table["dpo-1"]["elo"][0] - table["seed"]["elo"][0]
+    text = (chat / "chat.md").read_text()
+    assert "| online | 2 | 40.00 ± 0.00 |" in text and "| s = 5 | 1 | 40.00 |" in text
 
 
 @pytest.mark.parametrize(
@@ -402,19 +420,12 @@ def test_chat_table_by_hand(chat, capsys):
         (lambda chat: write_answers(chat / "seed", 0, [1.0], true_reward=[1.0]), "answer different requests"),
         (lambda chat: (chat / "dpo-1" / "0" / "eval" / "100.answers.jsonl").unlink(), "evaluate with CHAT"),
         (lambda chat: write_run(chat / "dpo-5" / "0", {100: 0.4}), "dpo-5/0 has no eval/100.chat.json"),
-        (
-            lambda chat: (
-                write_run(chat / "dpo-5" / "0", {100: 0.4}),
-                write_answers(chat / "dpo-5" / "0", 100, [1.0] * 3, true_reward=[1.0] * 3),
-            ),
-            "dpo-5 has no training seed 1",
-        ),
         (lambda chat: write_evals(chat / "seed", {0: 0.1}, data="tiny@train"), "another data"),
     ],
 )
 def test_chat_is_compared_alike(chat, change, message):
-    """Rows side by side that were judged by different rewards, on other requests or seeds, or measured
-    differently. Break: each check alone."""
+    """Rows side by side that were judged by different rewards, on other requests, or measured differently.
+    Break: each check alone."""
     change(chat)
     rows = {path.name: report.read_row(path) for path in sorted(chat.iterdir()) if path.is_dir()}
     with pytest.raises(ValueError, match=message):

@@ -17,15 +17,16 @@ import evaluate
 import train_dpo
 import train_grpo
 from metrics import GLOSSARY
-from tables import archive, costs, dose, paper, report
+from tables import archive, costs, dose, paper, report, temperature
 
 ROOT = Path(train_dpo.__file__).parent
 PROGRAMS = {
     "train_dpo.py": train_dpo, "train_grpo.py": train_grpo, "evaluate.py": evaluate,
     "tables/report.py": report, "tables/costs.py": costs, "tables/dose.py": dose,
+    "tables/temperature.py": temperature,
 }  # fmt: skip
 TABLES = sorted({path.name for path in (ROOT / "tables").glob("*.sh")} - {"run.sh", "scales.sh"})
-DRAWN_ONLY = {"dial.sh", "figure3.sh", "figure7.sh", "figure9.sh"}  # from the runs of other scripts
+DRAWN_ONLY = {"dial.sh", "figure3.sh", "figure9.sh"}  # from the runs of other scripts
 SCALES = ("laptop", "gpu", "paper")
 
 
@@ -101,7 +102,14 @@ def test_runs_have_flags_names_and_seeds_of_their_own(plans, table, scale):
     for _, name, program, flags in runs:
         config, row = parse(program, flags), row_of(name)
         if program == "evaluate.py":  # a model that is not trained has no training seed
-            assert row == name and flags == ["--model", *config.model]  # all that run.sh reads of such a line
+            assert flags == ["--model", *config.model]  # all that run.sh reads of such a line
+            exports = {str(Path(model).parents[1]) for model in config.model if "/export/" in model}
+            if exports:  # the seed of the run that exported them
+                (run,) = exports
+                assert row != name and name.removeprefix(f"{row}/") == Path(run).name
+                seeds.setdefault(row, []).append(int(Path(run).name))
+            else:
+                assert row == name
             continue
         assert name in (row, f"{row}/{config.seed}")
         seeds.setdefault(row, []).append(config.seed)
@@ -144,6 +152,12 @@ def test_what_is_drawn_was_made(plans, table, scale):
     """
     _, commands = plans[scale][table]
     made = rows_made(plans[scale])
+    if table == "temperature.sh":
+        (command,) = commands
+        assert set(parse(*command).runs) == made.keys() & {
+            f"results/{row_of(n)}" for _, n, *_ in plans[scale][table][0]
+        }
+        return
     if table == "dose.sh":  # which has a script of its own, and the laptop's models alone
         made |= rows_made(plans["laptop"])
         assert {row for rows in dose.DOSES.values() for row in rows} <= made.keys()
@@ -334,6 +348,16 @@ def test_a_model_that_was_not_trained_is_evaluated_as_step_0(repository):
     assert run.evaluations["0"]["made_by"].startswith(
         "evaluate.py --model tiny/llama --data tiny@test --n 10 "
     )
+
+
+def test_exports_are_evaluated_as_their_steps(repository):
+    """Checkpoints of one run that overwrite each other. Break: drop the line of /export/ in run.sh."""
+    line = "mine/hot/3 evaluate.py --model runs/mine/first/3/export/5 runs/mine/first/3/export/10"
+    assert (
+        bash(repository, "tables/run.sh", lines=line, N="0", CHAT="x@test", REWARD_MODEL="rm").returncode == 0
+    )
+    (run,) = results(repository)
+    assert (run.name, run.metrics, run.evaluations, run.chat.keys()) == ("hot/3", None, {}, {"5", "10"})
 
 
 def test_results_of_another_command_are_not_taken_for_a_runs_own(repository):
