@@ -33,6 +33,12 @@ from sync import sync
 FILE_BYTES = 2**30  # approximate size of a rank's part of a file
 
 
+def blank_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of a parameter before its first step. Fused, on a GPU, it wants the step there, too."""
+    moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros((), device=parameter.device), **moments}
+
+
 class Checkpoints:
     """The checkpoints of a run, the newest `config.keep` of them. All ranks call its methods together."""
 
@@ -53,8 +59,8 @@ class Checkpoints:
     def note_sync(self) -> None:
         """Keep this rank's part of the generator's new weights, on the host, in the generator's dtype.
 
-        Not needed online, where every step syncs, nor offline, where the generator stays the seed model, but
-        for syncs on drift.
+        Skipped online, where every step syncs, and offline, where the generator stays the seed model. With
+        --sync-when it does not stay that.
         """
         if 1 < self.config.sync_every < math.inf or self.config.sync_when < math.inf:
             dtype = self.generator.dtype
@@ -79,18 +85,10 @@ class Checkpoints:
         written = set(gather(path.name for path in partial.iterdir()))  # as each rank sees the folder
         if rank() == 0:
             if unseen := written - {path.name for path in partial.iterdir()}:
-                raise OSError(
-                    f"{partial}: other ranks wrote {len(unseen)} files there that rank 0 does not see"
-                )
+                raise OSError(f"{partial}: other ranks wrote {len(unseen)} files that rank 0 does not see")
             write_lines(partial / "rollouts.jsonl", rollouts)
-            files = {path.name: path.stat().st_size for path in partial.iterdir()}
-            state = {
-                "step": step,
-                "version": self.generator.version,
-                "files": files,
-                **drawn,
-                "counts": counts,
-            }
+            state = {"step": step, "version": self.generator.version, **drawn, "counts": counts}
+            state["files"] = {path.name: path.stat().st_size for path in partial.iterdir()}
             (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
             for path in (*partial.iterdir(), partial, self.directory.parent / "metrics.jsonl"):
                 flush(path)
@@ -125,8 +123,7 @@ class Checkpoints:
         moments = any(name.startswith("adam.") for name in names)  # none before the first optimizer step
         if moments:
             for parameter in self.policy.parameters():
-                zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+                self.optimizer.state[parameter] = blank_moments(parameter)
         dcp.load(self._tensors(moments), storage_reader=stored)
         if rank() == 0:
             self.scorer.set_counts(state["counts"]["scorer"])

@@ -555,14 +555,10 @@ class PromptIterator:
     The P prompts of a step depend on the prompts, the seed and the step alone; rank r takes the r-th slice.
     Each epoch is shuffled anew. Prompts that are left at its end, too few for a step, start the next epoch's
     first step: no prompt is dropped and no step is short. No step has a prompt twice, because groups are told
-    apart by prompt id; so P may not exceed the number of prompts.
+    apart by prompt id; so P may not exceed the number of prompts (MixedIterator checks).
     """
 
     def __init__(self, prompts: list[Prompt], per_step: int, seed: int, rank: int = 0, world: int = 1):
-        if per_step < 1 or per_step % world:
-            raise ValueError(f"--prompts-per-step {per_step}: not a positive multiple of the {world} ranks")
-        if per_step > len(prompts):
-            raise ValueError(f"--prompts-per-step {per_step}: more than the {len(prompts)} prompts in --data")
         self.prompts, self.per_step, self.seed, self.rank, self.world = prompts, per_step, seed, rank, world
         self.step, self.epoch, self.queue = 0, 0, []
 
@@ -606,7 +602,9 @@ class PromptIterator:
 class MixedIterator:
     """A PromptIterator for each source of `load_sources`; every step has a share of each, in their order."""
 
-    def __init__(self, sources, per_step: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self, sources: list[tuple[list[Prompt], int]], per_step: int, seed: int, rank: int = 0, world: int = 1
+    ):
         divisor = math.gcd(*(weight for _, weight in sources))
         sources = [(prompts, weight // divisor) for prompts, weight in sources]
         total, flag = sum(weight for _, weight in sources), f"--prompts-per-step {per_step}"

@@ -42,7 +42,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from data import Prompt, load_prompts
-from generate import Generator, Rollout, check_engine, fit_context, load_generator, request_seed
+from generate import Generator, Rollout, check_engine, decode, fit_context, load_generator, request_seed
 from grader.as_meant import boxed_as_meant
 from grader.grade import MAX_CHARS
 from model import (
@@ -57,10 +57,9 @@ from model import (
     tokenizer_content,
 )
 from rewards import Scorer
-from run import checkpoint_path, date_of, write_json, write_lines
+from run import checkpoint_path, date_of, system_block_of, write_json, write_lines
 from sync import prove_copy
 
-LONGEST_RESPONSE = 2048  # the paper's limit on mathematics
 # Fields of a checkpoint's config that name its files, not its model; the engine has its own dtype.
 HARMLESS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_from_model_config"}
 
@@ -99,7 +98,9 @@ class Config:
     max_new_tokens: Count | None = HfArg(
         default=None, help="Default: what the model's context leaves, at most 2048."
     )
-    system_block: bool = HfArg(default=True, help="As in the train scripts.")
+    system_block: bool | None = HfArg(
+        default=None, help="As in the train scripts. Default: of the run that made the checkpoint, or True."
+    )
     date: str | None = HfArg(
         default=None,
         help="As in the train scripts. Default: of the run that made the checkpoint, or today's.",
@@ -211,20 +212,19 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     """
     check_engine(config.engine)
     files_of(config, "out"), files_of(config, "answers")
-    paths = [checkpoint_path(model) for model in config.model]
+    paths, tokenizers = [checkpoint_path(model) for model in config.model], []
     for model, path in zip(config.model, paths, strict=True):
         if not config.out and model != path and (problem := why_not(Path(model) / "eval", folder=True)):
             raise ValueError(f"--model {model}: its folder eval: {problem}; name a file with --out")
-    dates = [config.date or date_of(path) for path in paths]
-    tokenizers = [
-        load_tokenizer(path, config.system_block, date) for path, date in zip(paths, dates, strict=True)
-    ]
-    for path, tokenizer, date in zip(paths, tokenizers, dates, strict=True):
+        date = config.date or date_of(path)
+        block = system_block_of(path) if config.system_block is None else config.system_block
+        tokenizer = load_tokenizer(path, block, date)
+        tokenizers.append(tokenizer)
         if prints_date(tokenizer) and not date:
             print(f"evaluate: {path}: its chat template prints the date, today's {tokenizer.date} (--date)")
     prompts = load_prompts(config.data, config.reward is not None)[: config.limit]
     models = [
-        (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens, LONGEST_RESPONSE))
+        (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens))
         for path, tokenizer in zip(paths, tokenizers, strict=True)
     ]
     if config.greedy and (prompts[0].task == "chat" or config.reward):
@@ -327,7 +327,7 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
             else:
                 if number:
                     print(f"evaluate: the engine of the model before cannot hold {path}: starting another")
-                generator = start_engine(config, path, tokenizer.date, dtype, device, max_model_len)
+                generator = start_engine(config, path, tokenizer, dtype, device, max_model_len)
             groups = generator.sample(
                 prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
             )
@@ -339,9 +339,7 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
                 generator = None
             summary, rows = score(path, tokenizer, prompts, groups, scorer, config)
             if greedy:
-                answers = tokenizer.batch_decode(
-                    [r.response_ids for (r,) in greedy], skip_special_tokens=True
-                )
+                answers = decode(tokenizer, [rollout for (rollout,) in greedy])
                 summary["greedy_accuracy"] = fmean(scorer.score(prompts, answers))
             settings = {
                 "temperature": config.temperature,
@@ -354,15 +352,20 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
 
 
 def start_engine(
-    config: Config, path: str, date: str, dtype: torch.dtype, device: torch.device, length: int
+    config: Config,
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    device: torch.device,
+    length: int,
 ) -> Generator:
-    """An engine for a checkpoint; date: as for load_tokenizer; length: of the longest prompt and response."""
+    """An engine for a checkpoint; length: of the longest prompt and response."""
     memory = config.engine_memory or 0.85
     if device.type == "cuda" and not config.engine_memory:
         free, total = torch.cuda.mem_get_info()  # a reward model or a trainer may hold some of it
         memory *= free / total
     with one_line_errors():
-        settings = {"memory": memory, "system_block": config.system_block, "date": date}
+        settings = {"memory": memory, "system_block": tokenizer.system_block, "date": tokenizer.date}
         return load_generator(config.engine, path, dtype, device, length, **settings)
 
 
@@ -378,7 +381,7 @@ def score(
     n = config.n
     repeated = [prompt for prompt in prompts for _ in range(n)]  # one per response
     rollouts = [rollout for group in groups for rollout in group]
-    responses = tokenizer.batch_decode([r.response_ids for r in rollouts], skip_special_tokens=True)
+    responses = decode(tokenizer, rollouts)
     lengths = [len(r.response_ids) for r in rollouts]
 
     def by_prompt(values):
@@ -424,7 +427,8 @@ def main(args: list[str] | None = None) -> None:
         prepared = prepare(config)
     files = zip(config.model, files_of(config, "out"), files_of(config, "answers"), strict=True)
     for (model, out, answers), (result, rows) in zip(files, measure(prepared, config), strict=True):
-        if out is None and (Path(model) / "export").is_dir():
+        scored = result.keys() & {"accuracy", "reward"}  # answers for a judge alone are in --answers
+        if out is None and scored and (Path(model) / "export").is_dir():
             kind = "" if "accuracy" in result else ".reward" if config.reward else ".chat"
             name = Path(result["model"]).name + kind
             out = Path(model) / "eval" / f"{name}.json"

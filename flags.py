@@ -252,10 +252,10 @@ class TrainFlags:
         help="FILE.py:NAME, your function that scores math instead of Math-Verify; see docs/own_reward.md.",
     )
     reward_timeout: Positive = HfArg(
-        default=10.0, help="Seconds that it may take for a response; for a batch, if it scores batches."
+        default=10.0, help="Seconds that --reward may take for a response; for a batch, if it scores batches."
     )
     reward_memory: Positive = HfArg(
-        default=8.0, help="GiB of address space of each process that calls it; CUDA takes hundreds."
+        default=8.0, help="GiB of address space of each process that calls --reward; CUDA takes hundreds."
     )
     strict_paper_grading: bool = HfArg(
         default=False,
@@ -320,10 +320,11 @@ class TrainFlags:
     engine_memory: EngineMemory = HfArg(
         default=EngineMemory("0.4"),
         help="Share of the trainer's GPU that the engine may take; or, as 2GiB, the size of its KV cache, "
-        "for runs that start on one GPU together, because each would count the others' memory as its own.",
+        "for runs that start on one GPU together, because each would count the others' memory as its own. "
+        "Not on a CPU, where the cache has 1 GiB.",
     )
     engine_sleep: bool = HfArg(
-        default=False, help="Leave that memory to the trainer while nothing is sampled; waking takes time."
+        default=False, help="Free the engine's GPU memory while nothing is sampled; waking takes time."
     )
     generator_devices: list[str] = HfArg(
         default_factory=list,
@@ -334,7 +335,7 @@ class TrainFlags:
     )
     generator_token_file: str | None = HfArg(
         default=None,
-        help="Holds the token of those servers, one for all, unless the variable GENERATOR_TOKEN does.",
+        help="A file with the token of --generator-url's servers; or set the variable GENERATOR_TOKEN.",
     )
     ahead: Count = HfArg(default=10, help="Sample up to so many steps ahead, never past the next sync.")
     save_every: Every = HfArg(

@@ -72,9 +72,6 @@ class Rollout:
         return self.prompt_ids + self.response_ids
 
 
-Batch = list[tuple[Prompt, list[Rollout]]]  # this rank's part of a step: [(prompt, [rollout] * G)] * P
-
-
 def request_seed(seed: int, step: int | str, prompt_id: str) -> int:
     """The seed of a prompt's samples in one step of a run. It does not depend on what else is sampled."""
     digest = hashlib.sha256(f"{seed}/{step}/{prompt_id}".encode()).digest()
@@ -144,15 +141,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, rollouts: list[Rollout]) -> list[
 
 
 def fit_context(
-    path: str,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Prompt],
-    max_new_tokens: int | None = None,
-    at_most: int = 2048,
+    path: str, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], max_new_tokens: int | None = None
 ) -> tuple[int, int]:
     """Tokens for a response, and for the longest prompt plus a response: (max_new_tokens, max_model_len).
 
-    max_new_tokens=None takes what the model's context leaves after the longest prompt, up to at_most.
+    max_new_tokens=None takes what the model's context leaves after the longest prompt, up to 2048.
     ValueError in one line if the context cannot hold both. All ranks call it together.
     """
     longest, index = longest_prompt(tokenizer, prompts)
@@ -161,7 +154,7 @@ def fit_context(
     if left < 1:
         text = prompts[index].messages[-1]["content"][:60]
         raise ValueError(f"--data: a prompt has {longest} tokens, {path} a context of {context}: {text!r}...")
-    tokens = min(left, at_most) if max_new_tokens is None else max_new_tokens
+    tokens = min(left, 2048) if max_new_tokens is None else max_new_tokens  # the paper's, on mathematics
     if not 1 <= tokens <= left:
         raise ValueError(
             f"--max-new-tokens {tokens}: the longest prompt has {longest} tokens, after which the context of "
@@ -212,7 +205,7 @@ class Generator:
     separate, most_masked = False, math.inf
 
     def __init__(self, path: str, dtype: torch.dtype):
-        self.path, self.dtype = path, dtype
+        self.dtype = dtype
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = stop_ids(path, self.tokenizer)  # the same in every engine
         self.version, self.busy = None, Busy()
@@ -298,7 +291,7 @@ class Generator:
 class VLLMGenerator(Generator):
     """A vLLM engine in this process, on the trainer's device, so that weights go straight into it.
 
-    sleeps: on a GPU, free its memory for the trainer while it samples nothing; can_sleep: at make_room().
+    sleeps: on a GPU, free its memory for the trainer after every call; can_sleep: when make_room() asks.
     """
 
     most_masked = MOST_MASKED
@@ -520,8 +513,9 @@ def check_engine(
     devices: list[str] | tuple = (),
     urls: list[str] | tuple = (),
     token_file: str | None = None,
+    **_: Any,
 ) -> None:
-    """ValueError in one line if a script's flags name a generator that is not available here."""
+    """ValueError in one line if settings (load_generator's) name a generator that is not available here."""
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--engine vllm: vLLM is not installed here; use --engine transformers")
     if devices and urls:
@@ -535,6 +529,8 @@ def check_engine(
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
     if (devices or urls) and sleeps:
         raise ValueError(f"--engine-sleep: with {flag} there is no engine on the trainer's GPU")
+    if sleeps and (engine != "vllm" or not torch.cuda.is_available()):
+        raise ValueError("--engine-sleep: is for a vLLM engine on the trainer's GPU; leave it out")
     here = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun sets both; vLLM or a cluster may set only WORLD_SIZE
     if devices and here and os.environ.get("WORLD_SIZE") != here:
         raise ValueError(
@@ -597,7 +593,7 @@ class Window:
         self.generator, self.batches, self.scorer, self.config = generator, batches, scorer, config
         self.sampled: deque[Future] = deque()  # of the coming steps, never past the next sync
 
-    def take(self, step: int) -> Batch:
+    def take(self, step: int) -> list[tuple[Prompt, list[Rollout]]]:
         """This rank's batch of a step: [(prompt, [rollout] * G)] * P."""
         config = self.config
         if not self.sampled or self.generator.separate:
@@ -607,9 +603,7 @@ class Window:
             self._sample(range(step + len(self.sampled), end))
         batch = self.sampled.popleft().result()
         (version,) = {rollout.version for _, group in batch for rollout in group}
-        assert step - version < config.sync_every, (
-            f"step {step}: responses of weights {step - version} steps old"
-        )
+        assert step - version < config.sync_every, f"step {step}: weights {step - version} steps old"
         return batch
 
     def _sample(self, steps):

@@ -64,21 +64,14 @@ def prepare(config: TrainFlags) -> torch.device:
     if getattr(load_config(config.model), "quantization_config", None):
         raise ValueError(f"--model {config.model}: is quantized; train the model that it was made of")
     check_shared(Path(config.run_dir))
-    check_engine(
-        config.engine,
-        config.engine_sleep,
-        config.generator_devices,
-        config.generator_url,
-        config.generator_token_file,
-    )
+    check_engine(config.engine, **config.generator_settings())
     if config.sync_when < math.inf and config.sync_every == 1:
         raise ValueError(f"--sync-when {config.sync_when:g}: every step syncs; give --sync-every 2 up to inf")
     if config.sync_when < math.inf and config.ahead > 1:
-        raise ValueError(
-            f"--sync-when {config.sync_when:g}: needs --ahead 1; responses sampled ahead would be older "
-            "than the sync"
-        )
+        raise ValueError(f"--sync-when {config.sync_when:g}: needs --ahead 1, or responses outlive the sync")
     config.attention = choose_attention(config.attention, device, config.dtype)
+    if config.compile and not on_gpu and config.engine == "vllm":
+        raise ValueError("--compile True: on a CPU vLLM switches torch's compiler off; leave the flag out")
     if config.compile is None:
         config.compile = on_gpu
     if on_gpu:
@@ -182,12 +175,7 @@ class Life:
         if metrics["drift"] is not None:
             self.counts["drift"] = metrics["drift"]
         self.run.log({**metrics, **of_run(self.counts, self.scorer)})
-        reward = metrics["reward"]  # None if all were dropped
-        shown = {
-            "reward": reward if reward is None else f"{reward:.2f}",
-            "staleness": metrics["staleness"],
-            "loss": metrics["loss"],
-        }
+        shown = {key: metrics[key] for key in ("reward", "staleness", "loss")}
         self.bar.set_postfix(shown, refresh=False)
 
     def after(self, step: int) -> bool:
@@ -221,7 +209,9 @@ class Life:
             self.run.write_card(done)
             if measured:
                 self.generator.make_room()
-                validate(checkpoint, list(self.held_out), config)
+                if rank() == 0:
+                    validate(checkpoint, list(self.held_out), config)
+                meet()  # the next sync would give up on rank 0 after half an hour
                 self.run.write_card(done)  # with what was measured
 
     def close(self) -> None:
@@ -294,14 +284,8 @@ def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
     the highest accuracy on problems (with --reward the highest reward), and the highest length-normalized
     reward on requests. specs: of data.load_held_out. A measurement that exists is not repeated. If one fails,
     for example on a full GPU, the run goes on: a line says so, and validation/STEP/missing.txt gives the
-    command to repeat it. Rank 0 measures; all ranks call this and wait for it.
+    command to repeat it. Rank 0 alone calls this.
     """
-    if rank() == 0:
-        _validate(checkpoint, specs, config)
-    meet()
-
-
-def _validate(checkpoint, specs, config):
     directory, step = checkpoint.parents[1], checkpoint.name
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # memory that the trainer only reserves counts as used for other processes
@@ -337,18 +321,14 @@ def _validate(checkpoint, specs, config):
 
 def best_step(folder: Path, task: str, own_reward: bool = False) -> str | None:
     """The step with the best mean over a task's held-out sets; folder: a run's validation/. None if none."""
-    found = {
-        step.name: [read_json(path) for path in step.glob(f"{task}-*.json")] for step in folder.iterdir()
-    }
+    found = {step.name: [*map(read_json, step.glob(f"{task}-*.json"))] for step in folder.iterdir()}
     most = max(map(len, found.values()))
     if most == 0:
         return None
     found = {step: several for step, several in found.items() if len(several) == most}  # measured in full
     key = {"math": "reward" if own_reward else "accuracy", "chat": "length_normalized_reward"}[task]
     if task == "chat" and min(one["reward"] for several in found.values() for one in several) <= 0:
-        print(
-            "--eval-every: rewards are not all positive, and over a length they rank nothing: by reward alone"
-        )
+        print("--eval-every: rewards are not all positive, so best/chat is chosen by reward, not over length")
         key = "reward"
     found = {step: several for step, several in found.items() if all(one[key] is not None for one in several)}
     return max(found, key=lambda step: fmean(one[key] for one in found[step]), default=None)

@@ -36,7 +36,7 @@ GLOSSARY = {  # one or more keys: their meaning
     "staleness": "`step` minus the step whose weights sampled the responses",
     "drift": (
         "mean \\|policy - sampler\\| log-prob of the response tokens learned from, in nats; at staleness 0 "
-        "only rounding. `--sync-when` bounds it"
+        "only rounding. After a step where it passes `--sync-when`, the weights are synced"
     ),
     "logp_gap": (
         "mean \\|trainer - generator\\| log-prob of the response tokens learned from; only at staleness 0, "

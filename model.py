@@ -181,10 +181,7 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def load_policy(
-    path: str,
-    device: torch.device | str = "cpu",
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
+    path: str, device: torch.device | str = "cpu", attention: str = "sdpa", dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Load a model with float32 master weights: an update of 1e-6 to a bfloat16 weight rounds to nothing.
 
@@ -202,11 +199,14 @@ def load_policy(
         if missing := sorted(report["missing_keys"]):  # transformers only warns, and takes random numbers
             raise ValueError(f"{len(missing)} weights are in no file, the first is {missing[0]}")
         check_finite(model)
+    if attention == "varlen" and not attends_only(model):
+        print(f"model: {path}: its layers do more than attend, so rows cannot be packed: --attention sdpa")
+        model.set_attn_implementation("sdpa")
     return model.to(device).eval()
 
 
 def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True) -> PreTrainedModel:
-    """Load --model, frozen if not `trained`, and shard it: a rank never holds two whole models."""
+    """Load --model, frozen if not `trained`, and shard it: of several ranks none holds two whole models."""
     dtype = getattr(torch, config.dtype)
     # A frozen model needs no master weights: it is held in the dtype that FSDP casts the policy to.
     held = torch.float32 if trained or device.type == "cpu" else dtype
@@ -438,7 +438,7 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, response_mask: Tens
 
 def packs(model: PreTrainedModel) -> bool:
     """Whether rows are packed, without padding, for an attention kernel that keeps them apart."""
-    return model.config._attn_implementation == "varlen" and attends_only(model)
+    return model.config._attn_implementation == "varlen"
 
 
 def packed_hidden(decoder: nn.Module, input_ids: Tensor, response_mask: Tensor) -> Tensor:
@@ -477,12 +477,16 @@ def packed_attention(
     max_length_q: int,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each of the packed rows, as transformers calls it: "varlen".
 
     query (1, heads, N, D), key and value alike; cu_seq_lens_q (B + 1,): where rows start. -> (1, N, heads, D)
+    ValueError in one line for attention that the kernel has not, such as gpt-oss's sinks.
     """
+    lacks = [name for name in ("s_aux", "softcap") if others.get(name) is not None]
+    if lacks:
+        raise ValueError(f"--attention varlen: has no {lacks[0]}, which this model needs; use sdpa")
     packed = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, heads, D) each
     lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)  # of queries and of keys
     window = (sliding_window - 1 if sliding_window else -1, 0)  # how many tokens back, and ahead

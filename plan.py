@@ -28,10 +28,18 @@ from flags import (
 )
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.hf_argparser import HfArg
 
-from model import LOGITS_AT_ONCE, blocks_of, checkpoint_activations, head_dim, load_config, meta_model
+from model import (
+    LOGITS_AT_ONCE,
+    blocks_of,
+    checkpoint_activations,
+    head_dim,
+    load_config,
+    meta_model,
+    one_line,
+)
 
 GB = 1e9
 COMPILED_KEEPS = 0.62  # share of saved activations left when compiled; measured on Llama (results/bench_gpu)
@@ -97,12 +105,12 @@ def saved_for_backward(model: PreTrainedModel, tokens: int) -> int:
 
 def saved_in_a_block(model: PreTrainedModel, tokens: int) -> int:
     """Bytes that one block keeps for backward, over so many tokens, when nothing is recomputed."""
-    plain, one = copy.deepcopy(model.config), []
+    config, kept = copy.deepcopy(model.config), []
     for layers in (1, 2):
-        plain.get_text_config().num_hidden_layers = layers
-        plain.get_text_config().layer_types = None
-        one.append(saved_for_backward(meta_model(plain, model.dtype), tokens))
-    return one[1] - one[0]
+        config.get_text_config().num_hidden_layers = layers
+        config.get_text_config().layer_types = None
+        kept.append(saved_for_backward(meta_model(config, model.dtype), tokens))
+    return kept[1] - kept[0]
 
 
 def count(model: PreTrainedModel) -> dict[str, int]:
@@ -144,10 +152,10 @@ def memory(config: Config, model: PreTrainedModel, weights: dict[str, int]) -> d
     if config.ranks > 1 or on_gpu:  # a block and the next, the weights outside of blocks, a block's gradient
         held["gathered weights"] = size * (2 * weights["a block"] + outside) + (size + 4) * weights["a block"]
     if config.reward_model:
-        shapes = meta_model(
-            AutoConfig.from_pretrained(config.reward_model, trust_remote_code=False), torch.float32
-        )
-        held["reward model"] = size * count(shapes)["all"] / config.ranks
+        with one_line(f"--reward-model {config.reward_model}"), torch.device("meta"):
+            shapes = AutoConfig.from_pretrained(config.reward_model, trust_remote_code=False)
+            scores = AutoModel.from_config(shapes)  # of any architecture, and without an output head
+        held["reward model"] = size * sum(p.numel() for p in scores.parameters()) / config.ranks
     if not config.generators:
         if config.engine_memory.share:
             held["engine"] = config.engine_memory.share * config.device_gb * GB
@@ -198,8 +206,10 @@ def step_costs(config: Config, model: PreTrainedModel, weights: dict[str, int]) 
     P, G, size = config.prompts_per_step, config.samples_per_prompt, getattr(torch, config.dtype).itemsize
     trained = 2 * P * config.pair_frac if config.algorithm == "dpo" else P * G
     forward = forward_flops(model, weights, trained, config.prompt_tokens, config.response_tokens)
-    # Backward costs two forwards, and the reference one; activation checkpointing adds one more.
-    flops = forward * (1 + 2 + 1 + config.activation_checkpointing)
+    # Backward costs two forwards, activation checkpointing one, and the reference one, but at steps that have
+    # just made it the policy: DPO on mathematics syncs both at once.
+    reference = 1 - 1 / config.sync_every if config.algorithm == "dpo" and not config.reward_model else 1
+    flops = forward * (1 + 2 + reference + config.activation_checkpointing)
     train_s = flops / (config.ranks * config.device_tflops * 1e12 * config.mfu)
 
     engines = config.generators or config.ranks

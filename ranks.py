@@ -1,8 +1,8 @@
 """The ranks of a run (the processes that torchrun starts): how they join and what they compute together.
 
 Every rank samples, scores and learns from its own slice of a step's prompts. So a step's divisors and its
-reported numbers are first summed over the ranks. These functions are collectives: all ranks call them, in the
-same order.
+reported numbers are first summed over the ranks. The functions from all_sum() on are collectives: all ranks
+call them, in the same order.
 """
 
 import os

@@ -271,9 +271,9 @@ class Scorer:
         date: str | None = None,
     ) -> "Scorer":
         """The scorer that a script's flags ask for."""
-        own, strict = OwnReward.of(config), config.strict_paper_grading
+        own = OwnReward.of(config)
         try:
-            return cls(tasks, config.reward_model, device, own, strict, date)
+            return cls(tasks, config.reward_model, device, own, config.strict_paper_grading, date)
         except BaseException:
             if own:
                 own.close()
@@ -290,10 +290,8 @@ class Scorer:
         if prompts[0].task == "math":
             return gradable(prompts, self.verifier, fate)
         fitting = [prompt for prompt in prompts if self.model.has_room(prompt.messages)]
-        if len(fitting) < len(prompts):
-            found = (
-                f"{len(prompts) - len(fitting)} of {len(prompts)} requests are too long for the reward model"
-            )
+        if long := len(prompts) - len(fitting):
+            found = f"{long} of {len(prompts)} requests are too long for the reward model"
             print(f"rewards: {found}; they are left out")
         if not fitting:
             raise ValueError("--reward-model: its context is too short for every request in --data")
@@ -320,16 +318,16 @@ class Scorer:
         NaN marks a response that the user's function dropped. If that function fails, the program ends.
         """
         scores = [0.0] * len(responses)
-        math = [i for i, prompt in enumerate(prompts) if prompt.task == "math"]
-        chat = [i for i, prompt in enumerate(prompts) if prompt.task == "chat"]
-        if math:
+        problems = [i for i, prompt in enumerate(prompts) if prompt.task == "math"]
+        requests = [i for i, prompt in enumerate(prompts) if prompt.task == "chat"]
+        if problems:
             with one_line_errors():
-                verified = self.verifier.score([(responses[i], self._key(prompts[i])) for i in math])
-            for i, score in zip(math, verified, strict=True):
+                verified = self.verifier.score([(responses[i], self._key(prompts[i])) for i in problems])
+            for i, score in zip(problems, verified, strict=True):
                 scores[i] = score
-        if chat:
-            turns = [[*prompts[i].messages, {"role": "assistant", "content": responses[i]}] for i in chat]
-            for i, score in zip(chat, self.model.score(turns), strict=True):
+        if requests:
+            turns = [[*prompts[i].messages, {"role": "assistant", "content": responses[i]}] for i in requests]
+            for i, score in zip(requests, self.model.score(turns), strict=True):
                 scores[i] = score
         return scores
 
@@ -376,11 +374,11 @@ def gradable(prompts: list[Prompt], verifier: MathVerifier, fate: str = "are lef
     `fate` ends the printed line: it says what happens to the others. ValueError in one line if none is left.
     All ranks call it; each checks a share.
     """
-    first, ranks = rank(), world_size()
-    golds = [prompt.answer for prompt in prompts[first::ranks]]
+    me, ranks = rank(), world_size()
+    golds = [prompt.answer for prompt in prompts[me::ranks]]
     mine = cached("bad-golds", golds, lambda: grader_content(verifier), lambda: verifier.unparsable(golds))
-    found = gather(first + i * ranks for i in mine)
-    bad = set(broadcast_from_first(lambda: found))  # all ranks leave out the same
+    indices = gather(me + i * ranks for i in mine)
+    bad = set(broadcast_from_first(lambda: indices))  # all ranks leave out the same
     if bad:
         found = f"Math-Verify cannot parse {len(bad)} of {len(prompts)} gold answers"
         found += f", the first is {prompts[min(bad)].answer!r}"

@@ -43,7 +43,6 @@ from huggingface_hub import ModelCard, ModelCardData
 ROLLOUTS_KEPT = 16  # per step and task
 PROJECT = "semi-online"  # where wandb and trackio list the runs
 CARD = str(Path(__file__).parent / "docs" / "model_card.md")  # a template of an export's README
-HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
 # Flags that may change at a resume: they say where, how fast and how long a run computes, not what.
 FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
@@ -120,7 +119,7 @@ def lock(directory: Path) -> IO:
 
 
 def check_same_run(config: TrainFlags) -> None:
-    """ValueError in one line if a run is resumed with other flags. All flags must have their values.
+    """ValueError in one line if a run is resumed with other flags. Those outside FREE must have values.
 
     A path may be written in another way, or from another directory.
     """
@@ -196,7 +195,8 @@ def license_of(model: str) -> dict[str, str]:
     readme = Path(model) / "README.md" if Path(model).is_dir() else model
     try:
         data = ModelCard.load(readme, ignore_metadata_errors=True).data
-    except Exception:  # of any kind: no such file, no network, not YAML; it must not end a healthy run
+    except Exception as error:  # of any kind: no file, no network, not YAML; it must not end a healthy run
+        print(f"run: no license in the model card: no readable README of {model} ({type(error).__name__})")
         return {}
     return {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
 
@@ -324,7 +324,9 @@ class Run:
         base = "tiny/llama" if model == TINY_MODEL else model
         data = ModelCardData(
             # The Hub accepts no folder here.
-            base_model=base if re.fullmatch(HUB_NAME, base) and not Path(model).is_dir() else None,
+            base_model=base
+            if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) and not Path(model).is_dir()
+            else None,
             library_name="transformers",
             pipeline_tag="text-generation",
             tags=[script.stem.removeprefix("train_"), "semi-online"],
@@ -336,7 +338,7 @@ class Run:
             "flags": flags_of(self.config), "defaults": flags_of(type(self.config)()), "free": FREE,
             "quote": shlex.quote, "config": read_config(self.directory),
             "last": read_metrics(self.directory)[step - 1],
-            "validation": [json.loads(path.read_text()) for path in validation],
+            "validation": [read_json(path) for path in validation],
         }  # fmt: skip
         path = self.directory / "export" / str(step) / "README.md"
         write_text(path, str(ModelCard.from_template(data, CARD, **shown)))
@@ -449,11 +451,23 @@ def run_date(directory: str | Path) -> str | None:
     return first["started"][:10] if "started" in first else None
 
 
+def run_of(checkpoint: str) -> Path | None:
+    """The directory of the run that exported a checkpoint; None if no run did."""
+    folder = Path(checkpoint).resolve()
+    exported = folder.parent.name == "export" and (folder.parents[1] / "metrics.jsonl").exists()
+    return folder.parents[1] if exported else None
+
+
 def date_of(checkpoint: str) -> str | None:
     """The day of the run that exported a checkpoint; None if no run did."""
-    folder = Path(checkpoint).resolve()
-    of_run = folder.parent.name == "export" and (folder.parents[1] / "metrics.jsonl").exists()
-    return run_date(folder.parents[1]) if of_run else None
+    run = run_of(checkpoint)
+    return run and run_date(run)
+
+
+def system_block_of(checkpoint: str) -> bool:
+    """--system-block of the run that exported a checkpoint; True if no run did."""
+    run = run_of(checkpoint)
+    return read_config(run)["flags"].get("system_block", True) if run else True
 
 
 def point_to_best(directory: str | Path, task: str, step: str) -> None:

@@ -29,8 +29,7 @@ import threading
 import time
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -52,11 +51,11 @@ from ranks import broadcast_from_first, rank
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
 START_S = 1800  # a large model takes minutes to load
-CONTROL_S = 600  # timeout of every request but a prompt
+CONTROL_S = 600  # timeout of a request that is not a prompt
 TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 LOOK_S = 10  # seconds between two health checks while waiting for a response
 REQUESTS = 256  # open at a time, each with the n samples of a prompt; a process may have 1024 files open
-FILE_BYTES = 2**29  # per file, on a CPU; this process holds a second copy of that much
+BUCKET_BYTES = 2**29  # per file, on a CPU; this process holds a second copy of that much
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts that other machines cannot reach
 TOKEN = "GENERATOR_TOKEN"  # a variable, since a command line shows the token to everyone on the machine
 TOKEN_FILE = "~/.cache/semi-online/token"
@@ -170,7 +169,7 @@ class Servers:
             urls.append(f"http://127.0.0.1:{port}")
         deadline = time.monotonic() + START_S
         for device, url, process in zip(devices, urls, self.processes, strict=True):
-            while not healthy(url, self.token):
+            while not healthy(url):
                 if process.poll() is not None or time.monotonic() > deadline:
                     self.close()
                     raise ValueError(f"--generator-devices {device}: its server did not start; see above")
@@ -219,7 +218,7 @@ class Servers:
 
     def _complete_one(self, url, ids, sampling, turn, version):
         with self.slots.taken(turn):
-            choices = generate(url, ids, sampling, turn, self.token)["choices"]
+            choices = self._generate(url, ids, sampling, turn)["choices"]
         # The server labels every token with the weights that sampled it; name_weights() sets the label.
         versions = {span["version"] for choice in choices for span in choice["weight_versions"]}
         if version is not None and versions != {str(version)}:
@@ -231,20 +230,26 @@ class Servers:
 
     def _wait(self, future, client=None):
         """Wait for a future's result. ServerError if a server dies or refuses what `client` asks."""
-        while True:
-            try:
-                return future.result(timeout=LOOK_S)
-            except NotYet:
-                if client is not None:
-                    client.raise_refusals()
-                for url in self.urls:
-                    if not healthy(url, self.token):
-                        raise ServerError(f"{url} has died") from None
+        while not wait([future], timeout=LOOK_S).done:
+            if client is not None:
+                client.raise_refusals()
+            for url in self.urls:
+                if not healthy(url):
+                    raise ServerError(f"{url} has died")
+        return future.result()
+
+    def _generate(self, url, ids, sampling, turn=0):
+        """vLLM's endpoint for tokens in, tokens out; requests with the lowest turn come first.
+
+        A request may wait long for its turn, so it has no timeout; _wait checks the servers instead.
+        """
+        request = {"token_ids": ids, "sampling_params": sampling, "priority": turn}
+        return self.ask(url, "inference/v1/generate", request, timeout=None)
 
     def score(self, ids: list[int]) -> list[list[float]]:
         """Log-prob (nats, temperature 1) of each id but the first, by each server: (servers, T - 1)."""
         sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
-        requested = [in_background(generate, url, ids, sampling, 0, self.token) for url in self.urls]
+        requested = [in_background(self._generate, url, ids, sampling) for url in self.urls]
         found = [self._wait(future)["prompt_logprobs"] for future in requested]
         return [[logps[t][str(ids[t])]["logprob"] for t in range(1, len(ids))] for logps in found]
 
@@ -297,7 +302,7 @@ class Servers:
 
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         with tempfile.TemporaryDirectory(dir=memory) as folder:
-            for number, some in enumerate(buckets(weights, FILE_BYTES)):
+            for number, some in enumerate(buckets(weights, BUCKET_BYTES)):
                 save_file(some, f"{folder}/{number}.safetensors")
             return [Receipt(**found) for found in self._ask_engines("load_folder", folder=folder)]
 
@@ -423,21 +428,10 @@ def ask(
         raise ServerError(f"{url}/{what} answers {answer.text[:200]!r}, which is not JSON") from error
 
 
-def generate(
-    url: str, ids: list[int], sampling: dict[str, Any], turn: int = 0, token: str | None = None
-) -> dict:
-    """vLLM's endpoint for tokens in, tokens out; requests with the lowest turn come first.
-
-    A request may wait long for its turn, so it has no timeout; Servers._wait checks the servers instead.
-    """
-    request = {"token_ids": ids, "sampling_params": sampling, "priority": turn}
-    return ask(url, "inference/v1/generate", request, timeout=None, token=token)
-
-
-def healthy(url: str, token: str | None = None) -> bool:
-    """Whether a server answers and its engine is alive."""
+def healthy(url: str) -> bool:
+    """Whether a server answers and its engine is alive; it tells anyone, without a token."""
     try:
-        return requests.get(f"{url}/health", timeout=3 * LOOK_S, auth=bearer(token)).ok
+        return requests.get(f"{url}/health", timeout=3 * LOOK_S, auth=bearer(None)).ok
     except requests.RequestException:
         return False
 
@@ -651,7 +645,7 @@ class Config:
     model: str = HfArg(default=TINY_MODEL, help="The checkpoint that is trained.")
     host: str = HfArg(
         default="127.0.0.1",
-        help="Address to listen on; 0.0.0.0 for other machines' trainers, which takes a token of yours.",
+        help="Address to listen on; 0.0.0.0 for trainers on other machines, who then need a token of yours.",
     )
     port: Count = HfArg(default=8000, help="Port to listen on.")
     token_file: str | None = HfArg(
@@ -674,7 +668,7 @@ def command(config: Config) -> list[str]:
     context = load_config(config.model).get_text_config().max_position_embeddings
     settings = engine_settings(config.model, dtype, config.max_model_len or context, config.memory)
     settings |= {"host": config.host, "port": config.port, "uvicorn_log_level": "warning"}
-    settings |= {"enable_scale_out": True, "scheduling_policy": "priority"}  # for generate()
+    settings |= {"enable_scale_out": True, "scheduling_policy": "priority"}  # for _generate()
     settings |= {"worker_extension_cls": "serve.Receiver", "middleware": "serve.Guard"}
     if torch.cuda.is_available():
         settings |= {"weight_transfer_config": '{"backend": "nccl"}'}

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from data import load_prompts
-from generate import Rollout, check_engine, fit_context, load_generator, request_seed
+from generate import Rollout, check_engine, decode, fit_context, load_generator, request_seed
 from model import load_tokenizer
 from rewards import Scorer
-from run import date_of
+from run import date_of, system_block_of
 from train_dpo import pick_pairs
 
 
@@ -38,16 +38,13 @@ class Config:
     samples_per_prompt: Count = HfArg(default=8, help="G: responses to each prompt.")
     max_new_tokens: Count | None = HfArg(default=None, help="Default: what the context leaves, at most 2048.")
     temperature: Positive = HfArg(default=1.0, help="Sampling temperature.")
-    system_block: bool = HfArg(default=True, help="As in the train scripts.")
+    system_block: bool | None = HfArg(default=None, help="As in evaluate.py.")
     seed: int = HfArg(default=0, help="Seed of the samples.")
     engine: Literal["vllm", "transformers"] = HfArg(default="vllm", help="As in the train scripts.")
 
 
 def show_tokens(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
-    """One rollout as training sees it: the prompt (mask 0), dimmed, then each response token (mask 1).
-
-    The number behind a token is its sampling probability in percent.
-    """
+    """One rollout as training sees it: the prompt (mask 0), dimmed, then each response token (mask 1)."""
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
     prompt = tokenizer.decode(rollout.prompt_ids)
     tokens = [tokenizer.decode([i]).replace("\n", "\\n") for i in rollout.response_ids]
@@ -63,13 +60,14 @@ def main(args: list[str] | None = None) -> None:
     with one_line_errors():
         check_engine(config.engine)
         date = date_of(config.model)  # of the run that made the model, if any
-        tokenizer = load_tokenizer(config.model, config.system_block, date)
+        block = system_block_of(config.model) if config.system_block is None else config.system_block
+        tokenizer = load_tokenizer(config.model, block, date)
         prompts = load_prompts(config.data, config.reward is not None)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scorer = Scorer.of(config, [prompts[0].task], device, date)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        settings = {"system_block": config.system_block, "date": date}
+        settings = {"system_block": block, "date": date}
         generator = load_generator(config.engine, config.model, dtype, device, max_model_len, **settings)
     seeds = [request_seed(config.seed, 0, prompt.id) for prompt in prompts]
     groups = generator.sample(
@@ -78,7 +76,7 @@ def main(args: list[str] | None = None) -> None:
     generator.close()
     with scorer:
         for prompt, group in zip(prompts, groups, strict=True):
-            texts = [tokenizer.decode(r.response_ids, skip_special_tokens=True) for r in group]
+            texts = decode(tokenizer, group)
             rewards = scorer.score([prompt] * len(texts), texts)
             answer = f", answer {prompt.answer}" if prompt.answer else ""
             print(f"\n=== prompt {prompt.id}{answer}\n{prompt.messages[-1]['content']}\n")

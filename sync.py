@@ -30,8 +30,9 @@ from serve import Receipt
 
 CANARY = "12 + 30 = 42, said the canary."
 
-# A mean |trainer - generator| gap on the canary that is always allowed, in nats per token. Correct forwards
-# differ by 1e-6 to 1e-5 in float32 and by up to 6e-2 in bfloat16 (measured).
+# A mean |trainer - generator| gap on the canary that counts as rounding, in nats per token, unless the
+# rehearsal shows that a missed copy could leave as little. Correct forwards differ by 1e-6 to 1e-5 in float32
+# and by up to 6e-2 in bfloat16 (measured).
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.2}
 
 FOLLOWS = 1 / 4  # largest gap after a copy over the gap before it; an engine that ignores the copy has 1

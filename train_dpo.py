@@ -5,7 +5,7 @@
 Each step samples G responses to each of P prompts, scores them, pairs a right response with a wrong one (in
 chat the best with the worst), and takes one optimizer step on the DPO loss. Every `--sync-every` steps the
 trained weights are copied into the generator: 1 is online, 10 or 100 semi-online, inf offline. As in the
-paper, the reference model is synced at the same steps on mathematics and stays the seed model in chat, unless
+paper, the reference model is synced as often on mathematics and stays the seed model in chat, unless
 `--sync-ref-every` says otherwise.
 
 The defaults train the embedded tiny model on a laptop. The paper's settings for mathematics, on
@@ -184,7 +184,9 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"--samples-per-prompt {G}: a pair takes at least 2")
         tasks = tasks_of(config.data)  # math, chat, or both
         if config.pairing is None:
-            config.pairing = "bestworst" if config.reward else "random"
+            config.pairing = "bestworst" if config.reward or tasks == ["chat"] else "random"
+        if tasks == ["chat"] and config.pairing != "bestworst":
+            raise ValueError(f"--pairing {config.pairing}: is for math; chat pairs the best with the worst")
         if config.sync_ref_every is None:  # the paper's choice
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
         device = prepare(config)  # joins the ranks, and checks what needs no model
@@ -242,7 +244,7 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Learn: one optimizer step, on the mean loss over the prompts that have a pair ---
         seen = metrics.Seen(len(rollouts))
-        on_policy = rollouts[0].version == step  # then GRPO's ratio is 1, up to the engine's rounding
+        on_policy = rollouts[0].version == step  # then GRPO's ratio is exactly 1
         with watch("train_s"):
             # Counts over all ranks, since FSDP sums their gradients. Without any pair: no forward, no step.
             all_groups, all_rows = all_sum([len(groups)]), all_sum(len(group) for group in groups)

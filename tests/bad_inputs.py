@@ -134,6 +134,7 @@ REFUSED = [  # script, flags, what the line must say
     # Terms of a loss that are turned around or infinite. Breaks: float for Coefficient, for Share; no check
     # of --tis-cap.
     (DPO, "--pairing best", "--pairing: invalid choice: 'best'"),
+    (DPO, "--pairing all --data chat=tiny --reward-model tiny/reward", "--pairing all: is for math"),
     (DPO, "--beta 0", f"--beta: {POSITIVE} '0'"),
     (DPO, "--nll-coef -1", f"--nll-coef: {COEFFICIENT} '-1'"),
     (DPO, "--entropy-coef nan", f"--entropy-coef: {COEFFICIENT} 'nan'"),
@@ -142,6 +143,9 @@ REFUSED = [  # script, flags, what the line must say
     (GRPO, "--clip-low 1.5", f"--clip-low: {SHARE} '1.5'"),
     (GRPO, "--clip-high 0", f"--clip-high: {POSITIVE} '0'"),
     (GRPO, "--tis-cap 0.5", "--tis-cap 0.5: a cap below 1"),
+    # Flags that do nothing. Breaks: each check in check_engine() and in prepare() alone.
+    (DPO, "--compile True", "--compile True: on a CPU vLLM switches torch's compiler off"),
+    (DPO, "--engine-sleep True", "--engine-sleep: is for a vLLM engine on the trainer's GPU"),
     (DPO, "--sync-when 0.1", "--sync-when 0.1: every step syncs"),
     (DPO, "--sync-when 0.1 --sync-every inf", "--sync-when 0.1: needs --ahead 1"),
     (DPO, "--sync-when -1", "--sync-when: takes a number from 0 up, or inf"),

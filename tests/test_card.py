@@ -114,7 +114,7 @@ def export(tmp_path_factory):
     """The export of a real run, with validation."""
     directory = tmp_path_factory.mktemp("exported") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(life, "_validate", measure)
+        patch.setattr(life, "validate", measure)
         train_dpo.main(f"{SMALL} --run-dir {directory}".split())
     return directory / "export" / "2"
 

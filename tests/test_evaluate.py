@@ -242,3 +242,35 @@ def test_each_model_has_a_file(tmp_path):
     for out, models in (("e.json", ("a", "b")), ("{}.json", ("a/10", "b/10"))):
         with pytest.raises(ValueError, match=r"several models would write .*\{\} where"):
             files(out, *models)
+
+
+def test_answers_for_a_judge_do_not_replace_a_measurement(tmp_path, monkeypatch):
+    """A reward that took an hour, overwritten by a summary without one. Break: no `scored`."""
+    (tmp_path / "export" / "3").mkdir(parents=True)
+    found = {"model": str(tmp_path / "export" / "3"), "data": "d", "n": 1, "problems": 4, "length": 5}
+    found["truncated_frac"] = 0
+    monkeypatch.setattr(evaluate, "prepare", lambda config: None)
+    for more in ({"reward": 0.5}, {}):
+        result = (found | more, [{"id": 1}])
+        monkeypatch.setattr(evaluate, "measure", lambda *_, result=result: iter([result]))
+        evaluate.main(["--model", str(tmp_path), "--answers", str(tmp_path / "a.jsonl")])
+        kept = json.loads((tmp_path / "eval" / "3.chat.json").read_text())
+        assert kept["reward"] == 0.5
+
+
+def test_the_system_block_is_that_of_the_run(tmp_path):
+    """A model that answers other prompts than it was trained on. Breaks: True for system_block_of(); the
+    run's, whatever --system-block says."""
+    run = tmp_path / "run"
+    shutil.copytree("tiny/llama", run / "export" / "3")
+    (run / "metrics.jsonl").touch()
+    (run / "config.json").write_text(json.dumps({"flags": {"system_block": False}}))
+    for flag, models, expected in (
+        (None, [str(run), "tiny/llama"], [False, True]),
+        (True, [str(run)], [True]),
+        (False, ["tiny/llama"], [False]),
+    ):
+        config = evaluate.Config(model=models, limit=2, system_block=flag)
+        prepared, _, scorer = evaluate.prepare(config)
+        scorer.close()
+        assert [tokenizer.system_block for _, tokenizer, *_ in prepared] == expected

@@ -353,7 +353,8 @@ def test_pairing_without_a_reward(monkeypatch):
     """Another default for everybody else. Break: "bestworst" whatever config.reward is."""
     assert parse_flags(train_dpo.Config, []).pairing is None
     monkeypatch.setattr(train_dpo, "prepare", lambda config: pytest.fail(config.pairing))
-    for flags, expected in (([], "random"), (["--pairing", "all"], "all")):
+    chat = ["--data", "chat=tiny"]  # whose record says what is done
+    for flags, expected in (([], "random"), (["--pairing", "all"], "all"), (chat, "bestworst")):
         with pytest.raises(pytest.fail.Exception, match=f"^{expected}$"):
             train_dpo.main(flags)
 
@@ -377,7 +378,7 @@ def test_a_changed_function_is_announced(train, folder, capsys):
 def test_validation_and_evaluation_score_by_it(checkpoints, folder, tmp_path, monkeypatch):
     """A best checkpoint chosen by Math-Verify, or by nothing; an accuracy made of rewards.
 
-    Breaks: no reward in _validate's flags; "accuracy" in best_step; summarize() for every problem.
+    Breaks: no reward in validate's flags; "accuracy" in best_step; summarize() for every problem.
     """
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     config = parse_flags(

@@ -4,7 +4,7 @@ from flags import EngineMemory
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, DebertaV2Config, DebertaV2Model, LlamaConfig
 
 import plan
 import train_dpo
@@ -110,3 +110,29 @@ def test_a_run_says_whether_it_fits(checkpoints):
     assert "does not fit; --micro-batch-tokens, --engine-memory" in plan.verdict(flags, 1, training)
     flags.activation_checkpointing, flags.engine_sleep = False, True
     assert plan.verdict(flags, 1, small).endswith("fits while the engine sleeps")
+
+
+def test_a_reward_model_of_any_architecture(tmp_path):
+    """A run that ends because a reward model has no language model of its kind, or counts a head that is
+    not loaded. Break: meta_model() of the reward model."""
+    shape = DebertaV2Config(vocab_size=90, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
+    shape.intermediate_size = 16
+    shape.save_pretrained(tmp_path)
+    weights = sum(p.numel() for p in DebertaV2Model(shape).parameters())
+    flags = plan.Config(reward_model=str(tmp_path), ranks=2)
+    model = plan.meta_model(plan.load_config(flags.model), torch.bfloat16)
+    assert plan.memory(flags, model, plan.count(model))["reward model"] == 2 * weights / 2
+
+
+def test_a_reference_that_is_the_policy_costs_nothing():
+    """Online DPO on mathematics whose reference is paid for. Break: 1 for `reference`, whatever the flags."""
+    model = plan.meta_model(plan.load_config("tiny/llama"), torch.bfloat16)
+    weights = plan.count(model)
+
+    def flops(**flags):
+        return plan.step_costs(plan.Config(**flags), model, weights)["flops"]
+
+    offline = flops(sync_every=float("inf"))
+    assert flops(sync_every=1) == pytest.approx(offline * 3 / 4)
+    assert flops(sync_every=10) == pytest.approx(offline * 3.9 / 4)
+    assert flops(sync_every=1, reward_model="tiny/reward") == pytest.approx(offline)

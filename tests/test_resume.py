@@ -21,7 +21,7 @@ import evaluate
 import life
 import train_dpo
 import train_grpo
-from checkpoint import newest
+from checkpoint import blank_moments, newest
 from run import Run, check_same_run, flags_of, lock, read_config, read_metrics, same_value, write_lines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,7 +206,7 @@ UNSCORED = SimpleNamespace(usable=lambda prompts, **_: prompts)  # the real one 
 
 def test_the_date_is_that_of_the_runs_start(monkeypatch, tmp_path):
     """A resumed run, its own validation, or a later evaluation whose prompts print another day. Breaks: no
-    run_date() in prepare(); no "date" in generator_settings(), in _validate; no date_of() in evaluate."""
+    run_date() in prepare(); no "date" in generator_settings(), in validate; no date_of() in evaluate."""
     days, told, commands = iter(["2024-07-26", "2030-01-01"]), [], []
     load_generator = train_dpo.load_generator
 
@@ -414,3 +414,18 @@ def test_a_gradient_that_is_not_finite(monkeypatch, tmp_path):
         torch.equal(weights[n], w) for n, w in load_file(ROOT / "tiny/llama/model.safetensors").items()
     )
     assert not (tmp_path / "run" / "checkpoints" / "6").exists()  # nothing to resume from the brink
+
+
+def test_moments_as_adam_makes_them():
+    """A resumed run that ends at its first step on a GPU: fused AdamW wants the step beside the weights.
+    Break: torch.tensor(0.0) for the step."""
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    made, blank = optimizer.state[weight], blank_moments(weight)
+    assert {key: (x.shape, x.dtype) for key, x in made.items()} == {
+        key: (x.shape, x.dtype) for key, x in blank.items()
+    }
+    elsewhere = blank_moments(torch.empty(3, 2, device="meta"))
+    assert {x.device.type for x in elsewhere.values()} == {"meta"}

@@ -4,10 +4,10 @@ from flags import TINY_MODEL
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM
 
 import model as model_file
-from model import checkpoint_activations, choose_attention, sharing_pays, token_logps
+from model import checkpoint_activations, choose_attention, load_policy, sharing_pays, token_logps
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -244,6 +244,28 @@ def test_attention_that_is_not_here(monkeypatch):
     assert choose_attention("sdpa", gpu, "bfloat16") == "sdpa"
     monkeypatch.setattr(model_file, "varlen_attn", None)
     assert choose_attention(None, gpu, "bfloat16") == "sdpa"
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "conv"])
+def test_layers_that_cannot_be_packed(tmp_path, kind, capsys):
+    """A traceback after loading, on a GPU alone: attention without the row's starts. Break: no attends_only()
+    in load_policy."""
+    sizes = {"vocab_size": 90, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": [kind, "full_attention"]}
+    Lfm2ForCausalLM(Lfm2Config(**sizes)).save_pretrained(tmp_path)
+    model = load_policy(str(tmp_path), attention="varlen")
+    assert model_file.packs(model) == (kind == "full_attention")
+    assert ("--attention sdpa" in capsys.readouterr().out) == (kind == "conv")
+
+
+def test_attention_that_the_packed_kernel_lacks():
+    """Sinks left out of a softmax without a word. Break: no check in packed_attention."""
+    rows = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(ValueError, match="--attention varlen: has no s_aux"):
+        starts = torch.tensor([0, 4])
+        model_file.packed_attention(
+            None, rows, rows, rows, None, cu_seq_lens_q=starts, max_length_q=4, s_aux=torch.zeros(2)
+        )
 
 
 def test_chunks_change_neither_value_nor_gradient(policy, monkeypatch):

@@ -111,7 +111,7 @@ def send_by_nccl(patch, generator, path):
     )
     fake_gpu(patch, Nccl)
     patch.setattr(serve, "LOOK_S", 0.2)
-    patch.setattr(serve, "healthy", lambda url, token: True)
+    patch.setattr(serve, "healthy", lambda url: True)
     patch.setattr(serve, "ask", partial(answer, worker))
     servers = servers_at(path, URL)
 
@@ -195,7 +195,7 @@ def failing_servers(patch, path, where, refuses):
 
     fake_gpu(patch, HangingNccl)
     patch.setattr(serve, "LOOK_S", 0.2)
-    patch.setattr(serve, "healthy", lambda url, token: refuses)
+    patch.setattr(serve, "healthy", lambda url: refuses)
     patch.setattr(serve, "ask", ask)
     return servers_at(path, URL)
 
