@@ -56,7 +56,7 @@ TABLE1=results/${AT}table1
 [ -n "$AT" ] || TABLE1=results/earlier
 SEEDS=${SEEDS:-0 1 2 3 4} # training seeds, or those given: SEEDS="0 1 2" bash tables/table1.sh
 # LONG is the steps of a table's run, which is evaluated at SHORT, too; a figure's run takes SHORT steps, and so do
-# the tables with chat. With WHEN=$EARLY a run is evaluated on its way, too. FOUR: steps up to SHORT, for a course.
+# the runs with chat. With WHEN=$EARLY a run is evaluated on its way, too. FOUR: steps up to SHORT, for a course.
 HALF=$SHORT LAST=$LONG WHEN="$SHORT $LONG"
 LONG="--steps $LONG --save-every $SAVE" UNTIL="--until $SHORT" SHORT="--steps $SHORT --save-every $SAVE"
 export REWARD_MODEL WHEN

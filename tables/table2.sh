@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Table 2: chat, rewarded by a reward model. The seed model, DPO over the dial, and GRPO: learned reward, true
 # reward (where it is known: tiny/chat.py), length, and the Elo of all rows against each other.
-# s = 100, whose first sync comes when the other rows end, takes twice their steps, and so do s = 10 and offline
-# beside it: long.md.
+# s = 100, whose first sync comes when the other rows end, takes twice their steps, and so does s = 10 beside it:
+# long.md.
 #   bash tables/table2.sh [laptop|gpu|paper]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,10 +11,10 @@ name=${AT}table2 out=results/${AT}table2
 {
   echo "$name/seed evaluate.py --model $CHAT_MODEL"
   for seed in $SEEDS; do
-    for s in inf 100 10; do
+    for s in 100 10; do
       echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $CHAT_DPO"
     done
-    for s in 5 1; do
+    for s in inf 5 1; do
       echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $SHORT $CHAT_DPO"
     done
     echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $CHAT_GRPO"
@@ -24,6 +24,19 @@ name=${AT}table2 out=results/${AT}table2
   --panels reward ${TRUTH:-} length entropy --out "$out/curves.png" \
   --chat-table "$out/table.md" --chat-step "$HALF" --paper table2 \
   --compare {dpo-inf,dpo-10,dpo-5,grpo}:dpo-1 {dpo-inf,dpo-10,dpo-1,grpo}:seed
-.venv/bin/python tables/report.py --runs "$out/"{seed,dpo-inf,dpo-100,dpo-10} --smooth 10 \
+.venv/bin/python tables/report.py --runs "$out/"{seed,dpo-100,dpo-10} --smooth 10 \
   --panels reward ${TRUTH:-} length entropy --out "$out/long.png" --chat-table "$out/long.md" \
-  --chat-step "$LAST" --compare dpo-100:dpo-10 dpo-100:dpo-inf dpo-inf:dpo-10
+  --chat-step "$LAST" --compare dpo-100:dpo-10 dpo-{100,10}:seed
+[ -z "$AT" ] || exit 0
+# Tables 2 and 3 and figure 7 of the earlier chat model, whose runs are kept in one archive
+old=results/earlier_chat
+.venv/bin/python tables/report.py --runs $old/{seed,dpo-inf,dpo-10,dpo-5,dpo-1,grpo} --smooth 10 \
+  --panels reward $TRUTH length entropy --out $old/curves.png --chat-table $old/table.md --chat-step "$LAST" \
+  --compare {dpo-inf,dpo-10,dpo-5,grpo}:dpo-1 {dpo-inf,dpo-1,grpo}:seed
+.venv/bin/python tables/report.py --runs $old/{seed,dpo-1,math,both,chat-then-math} --names dpo-1=chat-only \
+  --smooth 10 --panels math_reward chat_reward length entropy --out $old/table3.png \
+  --chat-table $old/table3.md --chat-step "$LAST" \
+  --compare {math,chat-only}:seed both:{chat-only,math} chat-then-math:{chat-only,math}
+.venv/bin/python tables/report.py --runs $old/{math,both,dpo-1} --names dpo-1=chat-only --smooth 10 \
+  --panels entropy length math_reward chat_reward --out $old/figure7.png \
+  --compare {math:chat-only,both:math,both:chat-only} --compare-metrics entropy length

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
 name=${AT}table3 out=results/${AT}table3
+must_have "$out"
 export CHAT=$REQUESTS
 for seed in $SEEDS; do
   echo "$name/math/$seed train_dpo.py --sync-every 1 --seed $seed $SHORT --model $CHAT_MODEL $MATH_DPO"

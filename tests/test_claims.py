@@ -16,23 +16,24 @@ def test_the_page_shows_what_the_tables_say():
 
 
 @pytest.mark.parametrize(
-    ("expects", "what", "mean", "half", "says"),
+    ("expects", "where", "mean", "half", "says"),
     [
-        ("worse", "accuracy", -0.2, 0.1, "agrees"),
-        ("worse", "accuracy", 0.2, 0.1, "disagrees: better"),
-        ("worse", "accuracy", -0.2, 0.3, "cannot tell"),
-        ("same", "accuracy", 0.001, 0.005, "agrees"),
-        ("same", "accuracy", 0.02, 0.01, "disagrees: better"),
-        ("same", "accuracy", 0.001, 0.02, "cannot tell"),
-        ("", "accuracy", -0.2, 0.1, "worse"),
+        ("worse", "step 100", -0.2, 0.1, "agrees"),
+        ("worse", "step 100", 0.2, 0.1, "disagrees: better"),
+        ("worse", "step 100", -0.2, 0.3, "cannot tell"),
+        ("same", "step 100", 0.001, 0.005, "agrees"),
+        ("same", "step 100", 0.02, 0.01, "disagrees: better"),
+        ("same", "step 100", 0.001, 0.02, "cannot tell"),
+        ("", "step 100", -0.2, 0.1, "worse"),
+        ("", "accuracy", 0.5, 0.2, "higher"),  # of a table with chat
         ("lower", "length", -0.2, 0.1, "agrees"),
         ("lower", "length", 0.2, 0.1, "disagrees: higher"),
         ("lower", "length", 0.001, 0.005, "cannot tell"),  # no margin for a metric
     ],
 )
-def test_verdicts(expects, what, mean, half, says):
+def test_verdicts(expects, where, mean, half, says):
     """A claim that agrees because its interval is wide. Breaks: a margin for metrics; `cannot tell` last."""
-    assert claims.judge(Claim("", "", "a:b", expects, what), Estimate(mean, half, 5)) == says
+    assert claims.judge(Claim("", "", "a:b", expects), Estimate(mean, half, 5), where) == says
 
 
 def test_what_was_not_run_is_named(tmp_path, monkeypatch):
