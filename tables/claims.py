@@ -81,7 +81,7 @@ CLAIMS = [
         "reward",
     ),
     Claim(
-        "s = 100, which the paper found too unstable in chat, against s = 10",
+        "s = 100, which the paper found too unstable in chat, against s = 10 (step 200)",
         "table2/long.json",
         "dpo-100:dpo-10",
         "",

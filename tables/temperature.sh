@@ -20,4 +20,5 @@ for sampling in "0.6 --top-p 0.9" "1 --top-p 1"; do
     done
   } | CHAT=$REQUESTS N=0 EVALUATE="${EVALUATE:-} --temperature $sampling" bash tables/run.sh
 done
-.venv/bin/python tables/temperature.py --runs "$out/"{seed,dpo-inf,dpo-1,grpo}-at-{0.6,1} --out "$out/table.md"
+mapfile -t rows < <(have "$out" {dpo-inf,dpo-1,grpo}-at-{0.6,1})
+.venv/bin/python tables/temperature.py --runs "$out/"seed-at-{0.6,1} "${rows[@]/#/$out/}" --out "$out/table.md"
