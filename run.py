@@ -43,6 +43,7 @@ from huggingface_hub import ModelCard, ModelCardData
 ROLLOUTS_KEPT = 16  # per step and task
 PROJECT = "semi-online"  # where wandb and trackio list the runs
 CARD = str(Path(__file__).parent / "docs" / "model_card.md")  # a template of an export's README
+HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # not a path such as ../model
 # Flags that may change at a resume: they say where, how fast and how long a run computes, not what.
 FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
@@ -324,9 +325,7 @@ class Run:
         base = "tiny/llama" if model == TINY_MODEL else model
         data = ModelCardData(
             # The Hub accepts no folder here.
-            base_model=base
-            if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) and not Path(model).is_dir()
-            else None,
+            base_model=base if re.fullmatch(HUB_NAME, base) and not Path(model).is_dir() else None,
             library_name="transformers",
             pipeline_tag="text-generation",
             tags=[script.stem.removeprefix("train_"), "semi-online"],
