@@ -15,7 +15,7 @@ case "${1:-laptop}" in
   gpu) # one GPU: a real model on sums of one-digit numbers, JOBS runs side by side (12 need 120 GB). Made by
     #    python tiny/smollm2.py --out models/smollm2 --problems models/one_digit.jsonl
     AT=gpu/ MODEL=models/smollm2 FAMILY=Qwen/Qwen2.5-0.5B-Instruct
-    LONG=60 SHORT=60 SAVE=inf EARLY=60 FOUR=60
+    LONG=60 SHORT=30 SAVE=30 EARLY="30 60" FOUR=30
     MATH_DPO="--data models/one_digit.jsonl@train --lr 2e-5 --engine-memory 2GiB --compile False"
     MATH_DPO="$MATH_DPO --micro-batch-tokens 2048"
     DPO="--model $MODEL $MATH_DPO" GRPO=$DPO

@@ -12,8 +12,8 @@ name=${AT}table1 out=results/${AT}table1
       echo "$name/dpo-$s/$seed train_dpo.py --sync-every $s --seed $seed $LONG $DPO"
     done
   done
-  # On a laptop half the steps: it has levelled off by then, and its steps take twice the time.
-  [ -n "$AT" ] && steps=$LONG || steps=$SHORT
+  # Half the steps, but at the paper's size: it has levelled off by then, and its steps take twice the time.
+  [ "$AT" = paper/ ] && steps=$LONG || steps=$SHORT
   for seed in $SEEDS; do
     echo "$name/grpo/$seed train_grpo.py --sync-every 1 --seed $seed $steps $GRPO"
   done
