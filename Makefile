@@ -33,6 +33,7 @@ demo: venv
 figures: venv
 	@for script in $(filter-out tables/run.sh tables/scales.sh,$(wildcard tables/*.sh)); do \
 	  echo "figures: $$script"; DRAW=1 bash $$script || exit 1; done
+	@DRAW=1 bash tables/table1.sh gpu
 	@$(PY) tables/claims.py
 
 test: lint

@@ -43,7 +43,7 @@ from transformers.hf_argparser import HfArg
 
 from data import Prompt, load_prompts
 from generate import Generator, Rollout, check_engine, decode, fit_context, load_generator, request_seed
-from grader.as_meant import boxed_as_meant
+from grader.as_meant import BOX, FORMULA, boxed_as_meant
 from grader.grade import MAX_CHARS
 from model import (
     as_numbers,
@@ -170,18 +170,33 @@ def pass_at_k(right: list[int], n: int, k: int) -> float:
     return fmean(1 - math.comb(n - count, k) / math.comb(n, k) for count in right)
 
 
+def final_answer(response: str) -> str:
+    r"""What a response answers, as text: its last box's content, else its last formula's; "" without either.
+
+    As meant (grader/as_meant.py), and after the last equals sign: 2 + 3 = 5 and 5 are the same answer.
+
+    >>> final_answer(r"so $\boxed{2 + 3 = 5}$"), final_answer("It is $5$."), final_answer("It is 5.")
+    ('5', '5', '')
+    """
+    response = response[-MAX_CHARS:]  # as it is graded
+    meant = boxed_as_meant(response)
+    if BOX.search(response):
+        content = meant.removeprefix(r"$\boxed{").removesuffix("}$")
+    else:
+        formulas = list(FORMULA.finditer(meant))  # three groups each: opening, content, closing
+        content = formulas[-1][formulas[-1].lastindex - 1] if formulas else ""
+    return content.rpartition("=")[2].strip()
+
+
 def majority(responses: list[list[str]], scores: list[list[float]]) -> float:
     """Share of problems whose most common answer is right: (problems, N) each.
 
-    An answer is the last box's content, as meant (grader/as_meant.py), after its last equals sign: 2 + 3 = 5
-    and 5 are the same answer. A response without a box has no vote. Among equally common answers the first
+    A response without an answer (final_answer) has no vote. Among equally common ones the first
     sampled counts.
     """
     right = []
     for texts, row in zip(responses, scores, strict=True):
-        ends = [text[-MAX_CHARS:] for text in texts]  # as they are graded
-        boxes = [boxed_as_meant(end) if r"\boxed" in end else "" for end in ends]
-        answers = [box.removeprefix(r"$\boxed{").rpartition("=")[2].strip() for box in boxes]
+        answers = [final_answer(text) for text in texts]
         votes = Counter(answer for answer in answers if answer)
         right.append(row[answers.index(votes.most_common(1)[0][0])] if votes else 0.0)
     return fmean(right)

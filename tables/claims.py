@@ -159,6 +159,13 @@ CLAIMS = [
     claim("figure 7: chat responses grow longer", "table2", "dpo-1:seed", "higher", "characters"),
     claim("figure 8: GroupDPO's reward is that of a single pair", "figure8", "group-dpo:dpo-1", "", "reward"),
     claim("figure 10: the NLL term does not help", "figure10", "nll-1:dpo-1", "", "reward"),
+    claim(
+        "reviewers: a larger model (135M, on a GPU), offline is behind",
+        "gpu/table1",
+        "dpo-inf:dpo-10",
+        "worse",
+    ),
+    claim("reviewers: a larger model, s = 10 is as good as online", "gpu/table1", "dpo-10:dpo-1", "same"),
     claim("reviewers: another family, offline is behind", "families", "qwen-dpo-inf:qwen-dpo-1", "worse"),
     claim(
         "reviewers: another family, s = 10 is as good as online", "families", "qwen-dpo-10:qwen-dpo-1", "same"

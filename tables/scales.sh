@@ -1,6 +1,6 @@
 # What "laptop", "gpu" and "paper" mean, the first argument of the scripts here. To be sourced with it.
-# laptop is what most of results/ shows. gpu and paper leave their results in results/gpu and results/paper; gpu
-# was run in part (results/smollm2_gpu), paper never.
+# laptop is what most of results/ shows. gpu and paper leave their results in results/gpu and results/paper; of gpu
+# Table 1 was run, paper never.
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
     AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 200" FOUR="25 50 75 100"

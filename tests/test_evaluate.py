@@ -44,7 +44,7 @@ def test_pass_at_k_is_the_mean_over_all_draws_of_k():
 
 
 def test_majority_by_hand():
-    """The commonest text for the commonest answer, or a vote of those who box nothing.
+    """The commonest text for the commonest answer, or a vote of those who write no formula.
 
     Breaks: the whole text as the key; no `if answer`; the last of equals (reversed); the whole box
     (`2 + 3 = 5` apart from `5`); the scores (all right ones in one pot, wrong ones apart). Answers are equal
@@ -58,13 +58,14 @@ def test_majority_by_hand():
         [r"\boxed{1}", r"\boxed{12 345}", r"\boxed{12345}"],
         [r"\boxed{6}", r"\boxed{2 + 3 = 5}", r"\boxed{5}"],
         [r"\boxed{2 + 3 = 6}", r"\boxed{6}", r"\boxed{1 + 4}", r"\boxed{5}"],  # a wrong one, twice
+        [r"$2$ and $3$, so $5$", r"\[2 + 3 = 5\]", r"\boxed{4}", "5"],  # formulas, as they are graded
     ]
     scores = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0] * 3, [0.0, 1.0, 1.0]]
-    scores += [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
+    scores += [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]
     assert [evaluate.majority([row], [score]) for row, score in zip(texts, scores, strict=True)] == [
-        1, 1, 0, 0, 1, 1, 0,
+        1, 1, 0, 0, 1, 1, 0, 1,
     ]  # fmt: skip
-    assert evaluate.majority(texts, scores) == pytest.approx(4 / 7)
+    assert evaluate.majority(texts, scores) == pytest.approx(5 / 8)
 
 
 def test_one_sample_has_no_error():
