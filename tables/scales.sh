@@ -4,7 +4,7 @@
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
     AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 200" FOUR="25 50 75 100"
-    DPO="--lr 5e-5" GRPO="--lr 2e-4" # chosen by tables/sweep.sh
+    DPO="--lr 5e-5" GRPO="--lr 2e-4" FAST=2e-4 # the first two chosen by tables/sweep.sh
     export N=${N:-8}
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
     TRUTH=true_reward # a metric that is known of embedded requests alone
@@ -18,7 +18,7 @@ case "${1:-laptop}" in
     LONG=60 SHORT=30 SAVE=30 EARLY="30 60" FOUR=30
     MATH_DPO="--data models/one_digit.jsonl@train --lr 2e-5 --engine-memory 2GiB --compile False"
     MATH_DPO="$MATH_DPO --micro-batch-tokens 2048"
-    DPO="--model $MODEL $MATH_DPO" GRPO=$DPO
+    DPO="--model $MODEL $MATH_DPO" GRPO=$DPO FAST=8e-5
     export DATA=models/one_digit.jsonl@test N=${N:-40} JOBS=${JOBS:-6} OMP_NUM_THREADS=1
     export EVALUATE="--engine-memory 2GiB"
     CHAT_MODEL=$MODEL REWARD_MODEL=Skywork/Skywork-Reward-V2-Qwen3-0.6B
@@ -35,7 +35,7 @@ case "${1:-laptop}" in
     COMMON="--activation-checkpointing --lr 1e-6 --grad-clip 0.1 $AS_PAPER"
     MATH="$COMMON --data AI-MO/NuminaMath-CoT --prompts-per-step 64 --max-new-tokens 2048"
     MATH_DPO="$MATH --adam-eps 1e-4"
-    DPO="--model $MODEL $MATH_DPO" GRPO="--model $MODEL $MATH"
+    DPO="--model $MODEL $MATH_DPO" GRPO="--model $MODEL $MATH" FAST=4e-6
     export DATA=HuggingFaceH4/MATH-500@all N=50 JOBS=1 OMP_NUM_THREADS=8 RANKS=8 EVALUATE=$AS_PAPER
     CHAT_MODEL=$MODEL REWARD_MODEL=Nexusflow/Athene-RM-8B
     REQUESTS=allenai/WildChat-1M@test

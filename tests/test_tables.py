@@ -171,8 +171,8 @@ def test_what_is_drawn_was_made(plans, table, scale):
             kept = {run.name.partition("/")[0] for run in archive.read(ROOT / "results/earlier_chat")}
             assert {Path(row).name for row in config.runs} <= kept
             continue
-        # On a laptop Table 1's GRPO has half the steps of the others, and says so.
-        one_length = scale != "laptop" or table not in ("table1.sh", "figure3.sh")
+        # Table 1's GRPO has half the steps of the others, and says so.
+        one_length = scale == "paper" or table not in ("table1.sh", "figure3.sh")
         check_report(config, made, plans[scale][table], one_length)
 
 
