@@ -104,19 +104,15 @@ CLAIMS = [
         "lower",
         "true_reward",
     ),
-    Claim(
+    claim(
         "Table 3: trained on both, mathematics is below mathematics alone",
-        "earlier_chat/table3.json",
+        "table3",
         "both:math",
         "lower",
         "accuracy",
     ),
-    Claim(
-        "Table 3: trained on both, chat is below chat alone",
-        "earlier_chat/table3.json",
-        "both:chat-only",
-        "lower",
-        "reward",
+    claim(
+        "Table 3: trained on both, chat is below chat alone", "table3", "both:chat-only", "lower", "reward"
     ),
     claim(
         "reviewers: both tasks at s = 10 in one run, mathematics", "table3", "both-10:both", "", "accuracy"

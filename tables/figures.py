@@ -149,7 +149,9 @@ def one_legend(figure) -> None:
             named.setdefault(name, line)
     if named:
         lines, names = named.values(), named.keys()
-        figure.legend(lines, names, loc="outside upper center", ncols=min(len(names), 5), frameon=False)
+        inches = 0.7 + 0.085 * max(map(len, names))  # of the longest entry; a wider legend would be cut off
+        columns = max(1, min(len(names), int(figure.get_figwidth() / inches)))
+        figure.legend(lines, names, loc="outside upper center", ncols=columns, frameon=False)
 
 
 # --- Curves ---
