@@ -27,16 +27,3 @@ name=${AT}table2 out=results/${AT}table2
 .venv/bin/python tables/report.py --runs "$out/"{seed,dpo-100,dpo-10} --smooth 10 \
   --panels reward ${TRUTH:-} length entropy --out "$out/long.png" --chat-table "$out/long.md" \
   --chat-step "$LAST" --compare dpo-100:dpo-10 dpo-{100,10}:seed
-[ -z "$AT" ] || exit 0
-# Tables 2 and 3 and figure 7 of the earlier chat model, whose runs are kept in one archive
-old=results/earlier_chat
-.venv/bin/python tables/report.py --runs $old/{seed,dpo-inf,dpo-10,dpo-5,dpo-1,grpo} --smooth 10 \
-  --panels reward $TRUTH length entropy --out $old/curves.png --chat-table $old/table.md --chat-step "$LAST" \
-  --compare {dpo-inf,dpo-10,dpo-5,grpo}:dpo-1 {dpo-inf,dpo-1,grpo}:seed
-.venv/bin/python tables/report.py --runs $old/{seed,dpo-1,math,both,chat-then-math} --names dpo-1=chat-only \
-  --smooth 10 --panels math_reward chat_reward length entropy --out $old/table3.png \
-  --chat-table $old/table3.md --chat-step "$LAST" \
-  --compare {math,chat-only}:seed both:{chat-only,math} chat-then-math:{chat-only,math}
-.venv/bin/python tables/report.py --runs $old/{math,both,dpo-1} --names dpo-1=chat-only --smooth 10 \
-  --panels entropy length math_reward chat_reward --out $old/figure7.png \
-  --compare {math:chat-only,both:math,both:chat-only} --compare-metrics entropy length
