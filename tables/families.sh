@@ -15,7 +15,8 @@ name=${AT}families out=results/${AT}families
     echo "$name/qwen-grpo/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $GRPO --model $FAMILY"
   done
 } | bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$TABLE1/"{seed,dpo-inf,dpo-10,dpo-1,grpo} \
-  "$out/"qwen-{seed,dpo-inf,dpo-10,dpo-1,grpo} --smooth 10 $UNTIL \
-  --panels reward policy_entropy length --out "$out/curves.png" --table "$out/table.md" \
-  --compare {dpo-inf,dpo-10,grpo}:dpo-1 qwen-{dpo-inf,dpo-10,grpo}:qwen-dpo-1
+mapfile -t rows < <(have "$out" qwen-{dpo-inf,dpo-10,dpo-1,grpo})
+mapfile -t pairs < <(of_rows "${rows[*]}" qwen-{dpo-inf,dpo-10,grpo}:qwen-dpo-1)
+.venv/bin/python tables/report.py --runs "results/${AT}table1/"{seed,dpo-inf,dpo-10,dpo-1,grpo} \
+  "$out/qwen-seed" "${rows[@]/#/$out/}" --smooth 10 $UNTIL --panels reward policy_entropy length \
+  --out "$out/curves.png" --table "$out/table.md" --compare {dpo-inf,dpo-10,grpo}:dpo-1 "${pairs[@]}"
