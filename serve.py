@@ -1,6 +1,6 @@
 """vLLM servers on their own devices or machines: start them, sample from them, send them weights.
 
-    torchrun --nproc-per-node 6 train_dpo.py --generator-devices 6 7     # starts servers on this machine
+    torchrun --nproc-per-node 6 train_dpo.py --prompts-per-step 48 --generator-devices 6 7  # on this machine
 
     python serve.py --model meta-llama/Llama-3.1-8B-Instruct --host 0.0.0.0 --token-file token
     torchrun train_dpo.py --model meta-llama/Llama-3.1-8B-Instruct \
