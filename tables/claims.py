@@ -138,6 +138,20 @@ CLAIMS = [
         "",
         "reward",
     ),
+    Claim(
+        "figure 2: the same at four times the learning rate (it grows)",
+        "stability/differences.json",
+        "fast-fixed:dpo-1",
+        "lower",
+        "length",
+    ),
+    Claim(
+        "stability: a large Adam epsilon, reward at the end",
+        "stability/differences.json",
+        "fast-fixed-eps:fast-fixed",
+        "",
+        "reward",
+    ),
     claim(
         "figure 6: the paper's largest entropy bonus does not keep entropy stable",
         "figure6",

@@ -16,7 +16,7 @@ for seed in $SEEDS; do
   echo "$name/grpo-sequence/$seed train_grpo.py --sync-every 1 --seed $seed $SHORT $GRPO --normalize sequence"
 done | N=0 bash tables/run.sh
 mapfile -t rows < <(have "$out" fast fast-fixed fast-fixed-eps grpo-sequence)
-mapfile -t pairs < <(of_rows "dpo-1 grpo ${rows[*]}" fast:dpo-1 fast-fixed:fast fast-fixed-eps:fast-fixed \
+mapfile -t pairs < <(of_rows "dpo-1 grpo ${rows[*]}" fast:dpo-1 fast-fixed:{dpo-1,fast} fast-fixed-eps:fast-fixed \
   grpo-sequence:grpo)
 .venv/bin/python tables/report.py --runs "results/${AT}table1/"{dpo-1,grpo} "${rows[@]/#/$out/}" --smooth 10 $UNTIL \
   --panels reward length entropy --out "$out/curves.png" --compare "${pairs[@]}" \
