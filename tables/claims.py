@@ -146,6 +146,13 @@ CLAIMS = [
         "length",
     ),
     Claim(
+        "stability: GRPO by response length is less stable (nothing diverges; reward at the end)",
+        "stability/differences.json",
+        "grpo-sequence:grpo",
+        "",
+        "reward",
+    ),
+    Claim(
         "stability: a large Adam epsilon, reward at the end",
         "stability/differences.json",
         "fast-fixed-eps:fast-fixed",
@@ -172,6 +179,7 @@ CLAIMS = [
     claim(
         "figure 8: GroupDPO's reward is that of a single pair", "figure8", "group-dpo:dpo-1", "same", "reward"
     ),
+    claim("figure 8: at s = 10, by accuracy", "losses", "group-dpo-10:dpo-10", "same"),
     claim("figure 10: the NLL term does not help", "figure10", "nll-1:dpo-1", "", "reward"),
     claim(
         "reviewers: a larger model (135M, on a GPU), offline is behind",
