@@ -48,7 +48,7 @@ def claim(
     says: str, table: str, names: str, expects: str, what: str = POINTS, step: str | None = None
 ) -> Claim:
     """A claim whose numbers are in a table.json; of a figure, in its differences.json."""
-    file = "differences.json" if table.startswith("figure") else "table.json"
+    file = "differences.json" if table.startswith(("figure", "stability")) else "table.json"
     return Claim(says, f"{table}/{file}", names, expects, what, step)
 
 
@@ -138,23 +138,23 @@ CLAIMS = [
         "",
         "reward",
     ),
-    Claim(
+    claim(
         "figure 2: the same at four times the learning rate (it grows)",
-        "stability/differences.json",
+        "stability",
         "fast-fixed:dpo-1",
         "lower",
         "length",
     ),
-    Claim(
+    claim(
         "stability: GRPO by response length is less stable (nothing diverges; reward at the end)",
-        "stability/differences.json",
+        "stability",
         "grpo-sequence:grpo",
         "",
         "reward",
     ),
-    Claim(
+    claim(
         "stability: a large Adam epsilon, reward at the end",
-        "stability/differences.json",
+        "stability",
         "fast-fixed-eps:fast-fixed",
         "",
         "reward",
