@@ -72,7 +72,8 @@ class Checkpoints:
         final, partial = self.directory / str(step), self.directory / f"{step}.partial"
         drawn, rollouts = self.window.state(step)
         if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in self.directory.glob("*.partial"):  # by saves that were killed
+                shutil.rmtree(left)
             partial.mkdir(parents=True)
         meet()
         tensors = self._tensors(moments=len(self.optimizer.state) > 0)
@@ -112,7 +113,10 @@ class Checkpoints:
                     f"--resume: no whole checkpoint in {self.directory}, and to begin again would delete the "
                     "run's exports; choose another --run-dir, or delete this one"
                 )
-            print(f"checkpoint: --resume: none in {self.directory} yet, so the run begins at step 0")
+            begins = "so the run begins at step 0"
+            if broadcast_from_first(lambda: (self.directory.parent / "metrics.jsonl").exists()):
+                begins += ", and what metrics.jsonl and rollouts/ have of it is dropped"
+            print(f"checkpoint: --resume: none in {self.directory} yet, {begins}")
             return None
         state = read_json(path / "state.json")
         stored = HuggingFaceStorageReader(str(path))
@@ -128,6 +132,8 @@ class Checkpoints:
         if rank() == 0:
             self.scorer.set_counts(state["counts"]["scorer"])
         self.window.load_state(step, state, read_lines(path / "rollouts.jsonl"))
+        if self.config.engine_sleep:  # the sync above woke it, and it may not sample for the whole window
+            self.generator.make_room()
         return step, state["counts"]
 
     def remedy(self) -> str:

@@ -41,7 +41,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from data import Prompt, load_prompts
+from data import Prompt, load_prompts, split_spec
 from generate import Generator, Rollout, check_engine, decode, fit_context, load_generator, request_seed
 from grader.as_meant import BOX, FORMULA, boxed_as_meant
 from grader.grade import MAX_CHARS
@@ -56,8 +56,9 @@ from model import (
     stop_ids,
     tokenizer_content,
 )
+from ranks import end_with_parent
 from rewards import Scorer
-from run import checkpoint_path, date_of, system_block_of, write_json, write_lines
+from run import checkpoint_path, read_json, rendering, write_json, write_lines
 from sync import prove_copy
 
 # Fields of a checkpoint's config that name its files, not its model; the engine has its own dtype.
@@ -109,6 +110,7 @@ class Config:
         default=None, help="As in the train scripts. Default: 0.85 of what is free."
     )
     seed: int = HfArg(default=0, help="Seed of the samples.")
+    attached: bool = HfArg(default=False, help="End when the process that started this one ends.")
     engine: Literal["vllm", "transformers"] = HfArg(
         default="vllm", help="vllm; or transformers, slow, where vLLM does not install."
     )
@@ -117,7 +119,7 @@ class Config:
     )
 
 
-def over_runs(scores: list[list[float]]) -> tuple[float, float | None, float | None]:
+def over_runs(scores: list[list[float]]) -> tuple[float | None, float | None, float | None]:
     """Mean, standard error and standard deviation over N runs: scores (prompts, N) -> three numbers.
 
     Run j answers every prompt with its sample j. standard_deviation: between the N runs; standard_error: of
@@ -231,19 +233,22 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     for model, path in zip(config.model, paths, strict=True):
         if not config.out and model != path and (problem := why_not(Path(model) / "eval", folder=True)):
             raise ValueError(f"--model {model}: its folder eval: {problem}; name a file with --out")
-        date = config.date or date_of(path)
-        block = system_block_of(path) if config.system_block is None else config.system_block
+        block, date = rendering(path, config.system_block, config.date)
         tokenizer = load_tokenizer(path, block, date)
         tokenizers.append(tokenizer)
         if prints_date(tokenizer) and not date:
             print(f"evaluate: {path}: its chat template prints the date, today's {tokenizer.date} (--date)")
     prompts = load_prompts(config.data, config.reward is not None)[: config.limit]
+    for model, path in zip(config.model, paths, strict=True):
+        check_earlier(config, model, path, prompts[0].task)
     models = [
         (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens))
         for path, tokenizer in zip(paths, tokenizers, strict=True)
     ]
     if config.greedy and (prompts[0].task == "chat" or config.reward):
         raise ValueError("--greedy: is for problems that are graded right or wrong")
+    if set(files_of(config, "out")) & set(files_of(config, "answers")) - {None}:
+        raise ValueError(f"--answers {config.answers}: is also --out; name two files")
     if prompts[0].task == "chat" and config.answers and not (config.reward_model or config.reward):
         return models, prompts, None  # for the judge alone
     scorer = Scorer.of(config, [prompts[0].task], date=tokenizers[0].date)
@@ -252,6 +257,24 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     else:
         prompts = scorer.usable(prompts)
     return models, prompts, scorer
+
+
+def in_run(config: Config, model: str, path: str, task: str) -> Path | None:
+    """Where a run directory, `model`, keeps this measurement of its export `path`; None for other models."""
+    kind = ".reward" if config.reward else ".chat" if task == "chat" else ""
+    return Path(model) / "eval" / f"{Path(path).name}{kind}.json" if model != path else None
+
+
+def check_earlier(config: Config, model: str, path: str, task: str) -> None:
+    """ValueError in one line if a run directory already keeps a measurement that was made otherwise."""
+    kept = in_run(config, model, path, task)
+    earlier = read_json(kept) if kept and kept.exists() and not config.out else {}
+    for name in earlier.keys() & {"data", "n", "temperature", "top_p"}:
+        if earlier[name] != getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            found = f"{kept} was measured with {flag} {earlier[name]}"
+            remedy = "name another file with --out, or delete that one"
+            raise ValueError(f"{flag} {getattr(config, name)}: {found}; {remedy}")
 
 
 def files_of(config: Config, flag: str) -> list[Path | None]:
@@ -342,7 +365,12 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
             else:
                 if number:
                     print(f"evaluate: the engine of the model before cannot hold {path}: starting another")
-                generator = start_engine(config, path, tokenizer, dtype, device, max_model_len)
+                told = {"system_block": tokenizer.system_block, "date": tokenizer.date}
+                memory = {"memory": config.engine_memory or free_share(device)}
+                with one_line_errors():
+                    generator = load_generator(
+                        config.engine, path, dtype, device, max_model_len, **memory, **told
+                    )
             groups = generator.sample(
                 prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
             )
@@ -356,32 +384,15 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
             if greedy:
                 answers = decode(tokenizer, [rollout for (rollout,) in greedy])
                 summary["greedy_accuracy"] = fmean(scorer.score(prompts, answers))
-            settings = {
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "max_new_tokens": max_new_tokens,
-                "seed": config.seed,
-                "seconds": time.perf_counter() - start,
-            }
+            settings = {name: getattr(config, name) for name in ("temperature", "top_p", "seed")}
+            settings |= {"max_new_tokens": max_new_tokens, "seconds": time.perf_counter() - start}
             yield summary | settings, rows
 
 
-def start_engine(
-    config: Config,
-    path: str,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    device: torch.device,
-    length: int,
-) -> Generator:
-    """An engine for a checkpoint; length: of the longest prompt and response."""
-    memory = config.engine_memory or 0.85
-    if device.type == "cuda" and not config.engine_memory:
-        free, total = torch.cuda.mem_get_info()  # a reward model or a trainer may hold some of it
-        memory *= free / total
-    with one_line_errors():
-        settings = {"memory": memory, "system_block": tokenizer.system_block, "date": tokenizer.date}
-        return load_generator(config.engine, path, dtype, device, length, **settings)
+def free_share(device: torch.device) -> float:
+    """85 % of the memory of a GPU that is free, as a share of all of it: a reward model may hold some."""
+    free, total = torch.cuda.mem_get_info() if device.type == "cuda" else (1, 1)
+    return 0.85 * free / total
 
 
 def score(
@@ -438,15 +449,14 @@ def score(
 
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
+    if config.attached:
+        end_with_parent()
     with one_line_errors():
         prepared = prepare(config)
     files = zip(config.model, files_of(config, "out"), files_of(config, "answers"), strict=True)
     for (model, out, answers), (result, rows) in zip(files, measure(prepared, config), strict=True):
-        scored = result.keys() & {"accuracy", "reward"}  # answers for a judge alone are in --answers
-        if out is None and scored and (Path(model) / "export").is_dir():
-            kind = "" if "accuracy" in result else ".reward" if config.reward else ".chat"
-            name = Path(result["model"]).name + kind
-            out = Path(model) / "eval" / f"{name}.json"
+        if result.keys() & {"accuracy", "reward"}:  # answers for a judge alone are in --answers
+            out = out or in_run(config, model, result["model"], split_spec(config.data)[0])
         print_result(result, answers)
         try:
             if out:

@@ -193,7 +193,9 @@ def parse_flags(config_class: type[Value], args: list[str] | None = None) -> Val
         config_class, prog=name, description=about, formatter_class=Help, allow_abbrev=False
     )
     parser.error = lambda message: exit_with(f"{message} (see --help)")
-    config, unknown = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
+    config, unknown = parser.parse_args_into_dataclasses(
+        args, return_remaining_strings=True, look_for_args_file=False
+    )
     if unknown:
         parser.error(f"unknown flag: {' '.join(unknown)}")
     for name, value in vars(config).items():

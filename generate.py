@@ -176,22 +176,23 @@ class Busy:
     """Counts the seconds during which at least one call, from any thread, is running."""
 
     def __init__(self):
-        self.lock, self.calls, self.started, self.ended = threading.Lock(), 0, 0.0, 0.0
+        self.lock, self.calls, self.total, self.since = threading.RLock(), 0, 0.0, 0.0
+
+    def _count(self, change):
+        with self.lock:
+            self.total, self.since = self.seconds(), time.perf_counter()
+            self.calls += change
 
     def __enter__(self):
-        with self.lock:
-            if self.calls == 0:
-                self.ended, self.started = self.seconds(), time.perf_counter()
-            self.calls += 1
+        self._count(1)
 
     def __exit__(self, *exception):
-        with self.lock:
-            self.ended, self.calls = self.seconds(), self.calls - 1
-            self.started = time.perf_counter()
+        self._count(-1)
 
     def seconds(self) -> float:
         """The total so far."""
-        return self.ended + (time.perf_counter() - self.started if self.calls else 0.0)
+        with self.lock:
+            return self.total + (time.perf_counter() - self.since if self.calls else 0.0)
 
 
 class Generator:
@@ -215,7 +216,7 @@ class Generator:
         # A vocabulary is often padded to a round size. Never sample the ids of its padding.
         self.vocabulary = load_config(path).get_text_config().vocab_size
         padding = set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())
-        self.never = dict.fromkeys(sorted(padding), -100.0)  # added to their logits
+        self.never = dict.fromkeys(sorted(padding), -100.0)  # vLLM adds this to their logits
         if torch.cuda.is_available() and len(self.never) > self.most_masked:
             found = f"{len(self.never)} ids of its vocabulary are no token's; vLLM masks {self.most_masked}"
             raise ValueError(f"--model {path}: {found} at most; cut its embedding to the tokenizer's size")
@@ -524,6 +525,9 @@ def check_engine(
         raise ValueError(
             f"--generator-token-file {token_file}: is for running servers: give --generator-url, too"
         )
+    gpus = [device for device in devices if device != "cpu"]
+    if len(set(gpus)) < len(gpus) or any("," in gpu for gpu in gpus):
+        raise ValueError(f"--generator-devices {' '.join(devices)}: name each GPU once, with spaces: 6 7")
     flag = "--generator-devices" if devices else "--generator-url"
     if (devices or urls) and engine != "vllm":
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")
@@ -608,19 +612,18 @@ class Window:
 
     def _sample(self, steps):
         """Append a future for each step's batch."""
-        drawn = [[(step, prompt) for prompt in next(self.batches)] for step in steps]
+        drawn = [(step, next(self.batches)) for step in steps]
         if self.generator.separate:
-            turns = zip(steps, drawn, strict=True)
-            self.sampled.extend(in_background(self._sample_now, requests, step) for step, requests in turns)
+            self.sampled.extend(in_background(self._sample_alone, *one) for one in drawn)
         elif drawn:
-            sampled = iter(self._sample_now([request for requests in drawn for request in requests]))
-            self.sampled.extend(finished([next(sampled) for _ in requests]) for requests in drawn)
-            for batch in self.sampled:
-                self._grade(batch.result())
+            self.sampled.extend(map(finished, self._sample_now(drawn)))
 
-    def _sample_now(self, requests, turn=0):
-        """[(step, prompt)] -> [(prompt, [rollout] * G)]"""
-        config = self.config
+    def _sample_alone(self, step, prompts):
+        return self._sample_now([(step, prompts)], turn=step)[0]
+
+    def _sample_now(self, drawn, turn=0):
+        """[(step, prompts)] -> each step's batch, [(prompt, [rollout] * G)] * P, whose grading has begun."""
+        config, requests = self.config, [(step, prompt) for step, prompts in drawn for prompt in prompts]
         groups = self.generator.sample(
             [prompt for _, prompt in requests],
             n=config.samples_per_prompt,
@@ -630,10 +633,11 @@ class Window:
             seeds=[request_seed(config.seed, step, prompt.id) for step, prompt in requests],
             turn=turn,
         )
-        batch = [(prompt, group) for (_, prompt), group in zip(requests, groups, strict=True)]
-        if self.generator.separate:
+        sampled = iter(groups)
+        batches = [[(prompt, next(sampled)) for prompt in prompts] for _, prompts in drawn]
+        for batch in batches:
             self._grade(batch)
-        return batch
+        return batches
 
     def _grade(self, batch):
         """Begin to grade a step's responses. Texts are decoded only if the scorer takes them."""
@@ -643,8 +647,13 @@ class Window:
 
     def state(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """For a checkpoint before `step`: what was drawn, and on rank 0 the groups sampled ahead, as rows."""
-        # Steps that a separate generator has not finished on all ranks are sampled again with the same seeds.
-        done = -int(all_max([-len(list(takewhile(Future.done, self.sampled)))]))
+
+        # Steps that a separate generator has not finished on all ranks, or could not because a server died,
+        # are sampled again with the same seeds.
+        def whole(future):
+            return future.done() and future.exception() is None
+
+        done = -int(all_max([-len(list(takewhile(whole, self.sampled)))]))
         ahead = [future.result() for future in islice(self.sampled, done)]
         rows = gather(
             {"step": step + i, "prompt_id": prompt.id, "rollouts": [asdict(rollout) for rollout in group]}

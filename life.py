@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from flags import TrainFlags, one_line_errors, program
 
@@ -23,11 +23,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import evaluate
 import plan
 from checkpoint import Checkpoints
-from data import Prompt, split_spec
-from generate import Window, check_engine
+from data import MixedIterator, Prompt, load_held_out, load_sources, split_spec
+from generate import Window, check_engine, fit_tasks, load_generator
 from metrics import of_run
-from model import choose_attention, full_weights, generation_file, load_config
-from ranks import all_max, all_sum, broadcast_from_first, init_ranks, meet, rank, world_size
+from model import choose_attention, full_weights, generation_file, load_config, load_tokenizer
+from ranks import (
+    all_max,
+    all_sum,
+    broadcast_from_first,
+    init_ranks,
+    meet,
+    rank,
+    without_torchrun,
+    world_size,
+)
 from rewards import Scorer
 from run import (
     Run,
@@ -43,12 +52,42 @@ from run import (
 VALIDATION_SAMPLES = 4  # per held-out prompt, when --eval-every chooses the best checkpoint
 
 
-def prepare(config: TrainFlags) -> torch.device:
-    """Join the ranks, fill in the flags whose default depends on the device, and check what needs no model.
+class Start(NamedTuple):
+    """What a run starts with, beside the models that it trains."""
+
+    device: torch.device
+    tokenizer: PreTrainedTokenizerBase
+    held_out: dict[str, list[Prompt]]  # {spec: prompts} to measure on; empty without --eval-every
+    scorer: Scorer
+    window: Window  # of the prompts' batches; it has the generator
+
+
+def prepare(config: TrainFlags, tasks: list[str]) -> Start:
+    """Join the ranks, check all that the user gave, and load everything but the models that are trained.
+
+    tasks: of config.data. ValueError in one line for flags, prompts or models that cannot be used.
+    """
+    _, _, device = init_ranks()
+    check_flags(config, device)
+    tokenizer = load_tokenizer(config.model, config.system_block, config.date)
+    own_reward = config.reward is not None  # then problems need no gold
+    sources = load_sources(config.data, own_reward)  # [(prompts of one task, weight)]
+    held_out = load_held_out(config.data, sources, own_reward) if config.eval_every < math.inf else {}
+    to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
+    max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
+    scorer = Scorer.of(config, tasks, device, config.date)
+    sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
+    batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
+    dtype, settings = getattr(torch, config.dtype), config.generator_settings()
+    generator = load_generator(config.engine, config.model, dtype, device, max_model_len, **settings)
+    return Start(device, tokenizer, held_out, scorer, Window(generator, batches, scorer, config))
+
+
+def check_flags(config: TrainFlags, device: torch.device) -> None:
+    """Fill in the flags whose default depends on the device, and check what needs no model.
 
     ValueError in one line if a directory is in use, a run is resumed with other flags, or flags conflict.
     """
-    _, _, device = init_ranks()
     on_gpu = device.type == "cuda"
     config.dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     config.micro_batch_tokens = config.micro_batch_tokens or (16384 if on_gpu else 2048)
@@ -76,7 +115,6 @@ def prepare(config: TrainFlags) -> torch.device:
         config.compile = on_gpu
     if on_gpu:
         print(plan.verdict(config, world_size(), torch.cuda.mem_get_info()[1] / plan.GB))
-    return device
 
 
 def check_shared(directory: Path) -> None:
@@ -277,6 +315,7 @@ def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, director
     return final
 
 
+@full_disk_ends_run()
 def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
     """Measure a run's export on held-out prompts, and point best/TASK at the run's best export so far.
 
@@ -287,6 +326,8 @@ def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
     command to repeat it. Rank 0 alone calls this.
     """
     directory, step = checkpoint.parents[1], checkpoint.name
+    missing = directory / "validation" / step / "missing.txt"
+    missing.unlink(missing_ok=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # memory that the trainer only reserves counts as used for other processes
     tasks = [split_spec(spec)[0] for spec in specs]
@@ -308,11 +349,12 @@ def validate(checkpoint: Path, specs: list[str], config: TrainFlags) -> None:
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         command = [sys.executable, evaluate.__file__, *words]
         # In a new session, so that Ctrl-C reaches only the run, which stops after this measurement.
-        if subprocess.run(command, stdout=subprocess.DEVNULL, start_new_session=True).returncode:
+        apart = {"start_new_session": True, "env": without_torchrun(), "stdout": subprocess.DEVNULL}
+        if subprocess.run([*command, "--attached", "True"], **apart).returncode:
             print(f"--eval-every: {checkpoint} could not be measured on {spec}, see above; the run goes on")
-            flags["out"].parent.mkdir(parents=True, exist_ok=True)
-            with (flags["out"].parent / "missing.txt").open("a", encoding="utf-8") as missing:
-                missing.write(f"{shlex.join(['python', 'evaluate.py', *words])}\n")
+            missing.parent.mkdir(parents=True, exist_ok=True)
+            with missing.open("a", encoding="utf-8") as file:
+                file.write(f"{shlex.join(['python', 'evaluate.py', *words])}\n")
     for task in set(tasks):
         best = best_step(directory / "validation", task, config.reward is not None)
         if best:

@@ -39,7 +39,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ranks import rank, world_size
-from run import read_json, read_text
+from run import is_lfs_pointer, read_json, read_text
 
 try:  # torch's attention kernel for packed rows: GPU only, and not in every release
     from torch.nn.attention.varlen import varlen_attn
@@ -65,6 +65,8 @@ def load_config(path: str) -> PreTrainedConfig:
         # token_logps multiplies hidden states by the output embedding and nothing else.
         if getattr(config.get_text_config(), field, None) not in (None, 1, 1.0):
             raise ValueError(f"--model {path}: its config sets {field}, which token_logps does not apply")
+    if not getattr(config.get_text_config(), "max_position_embeddings", None):
+        raise ValueError(f"--model {path}: its config has no max_position_embeddings; use another model")
     return config
 
 
@@ -87,7 +89,7 @@ def one_line(what: str) -> Iterator[None]:
 def check_files(folder: Path) -> None:
     """ValueError names a checkpoint file that is truncated, or that the index lists but is missing."""
     for file in folder.glob("*"):
-        if file.is_file() and file.open("rb").read(23) == b"version https://git-lfs":
+        if file.is_file() and is_lfs_pointer(file):
             raise ValueError(f"{file.name} is Git LFS's pointer to the file; run git lfs pull in that folder")
     for file in [*folder.glob("*config.json"), *folder.glob("*.index.json")]:
         for name in set(read_json(file).get("weight_map", {}).values()):
@@ -199,14 +201,15 @@ def load_policy(
         if missing := sorted(report["missing_keys"]):  # transformers only warns, and takes random numbers
             raise ValueError(f"{len(missing)} weights are in no file, the first is {missing[0]}")
         check_finite(model)
-    if attention == "varlen" and not attends_only(model):
-        print(f"model: {path}: its layers do more than attend, so rows cannot be packed: --attention sdpa")
+    sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())  # gpt-oss's
+    if attention == "varlen" and (sinks or not attends_only(model)):
+        print(f"model: {path}: the varlen kernel cannot compute its layers: --attention sdpa, with padding")
         model.set_attn_implementation("sdpa")
     return model.to(device).eval()
 
 
 def load_sharded(config: TrainFlags, device: torch.device, trained: bool = True) -> PreTrainedModel:
-    """Load --model, frozen if not `trained`, and shard it: of several ranks none holds two whole models."""
+    """Load --model, frozen if not `trained`. Each rank loads it whole on its host, and keeps its shard."""
     dtype = getattr(torch, config.dtype)
     # A frozen model needs no master weights: it is held in the dtype that FSDP casts the policy to.
     held = torch.float32 if trained or device.type == "cpu" else dtype
@@ -482,11 +485,9 @@ def packed_attention(
     """Causal attention inside each of the packed rows, as transformers calls it: "varlen".
 
     query (1, heads, N, D), key and value alike; cu_seq_lens_q (B + 1,): where rows start. -> (1, N, heads, D)
-    ValueError in one line for attention that the kernel has not, such as gpt-oss's sinks.
     """
-    lacks = [name for name in ("s_aux", "softcap") if others.get(name) is not None]
-    if lacks:
-        raise ValueError(f"--attention varlen: has no {lacks[0]}, which this model needs; use sdpa")
+    for name in ("s_aux", "softcap"):  # the kernel has neither; load_policy turns to sdpa before
+        assert others.get(name) is None, f"this model's attention needs {name}: --attention sdpa"
     packed = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, heads, D) each
     lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)  # of queries and of keys
     window = (sliding_window - 1 if sliding_window else -1, 0)  # how many tokens back, and ahead

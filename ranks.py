@@ -5,7 +5,9 @@ reported numbers are first summed over the ranks. The functions from all_sum() o
 call them, in the same order.
 """
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -16,6 +18,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+# The variables that torchrun sets: a process that is no rank must not inherit them.
+TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 # While one rank generates its last long response or measures a checkpoint, the others wait in a collective.
 # If a rank dies, they do not wait that long: torchrun ends them at once.
 PATIENCE = timedelta(hours=2)
@@ -61,12 +65,24 @@ def see_one_gpu(local: int, ranks_on_machine: int) -> None:
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen is None:
         seen = ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = seen.split(",") if seen else []
+    gpus = [gpu for gpu in seen.split(",") if gpu not in ("", "-1")]
     if not gpus:
         return  # a run on the CPU
     if len(gpus) < ranks_on_machine:
-        raise ValueError(f"torchrun --nproc-per-node {ranks_on_machine}: there are {len(gpus)} GPUs here")
+        remedy = "start as many ranks, or none on GPUs (CUDA_VISIBLE_DEVICES=)"
+        raise ValueError(f"torchrun --nproc-per-node {ranks_on_machine}: {len(gpus)} GPUs here; {remedy}")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local]
+
+
+def without_torchrun() -> dict[str, str]:
+    """The environment for a child process that is no rank: without what torchrun set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUNS)}
+
+
+def end_with_parent() -> None:
+    """On Linux, let this process end when the one that started it does, even if that one is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def mute() -> None:

@@ -203,7 +203,11 @@ class RewardModel:
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         response = messages[-1]["content"].strip()  # many templates strip it
         start = text.rfind(response)
-        stop = start + len(response) if start >= 0 else 0
+        stop = start + len(response)
+        if start < 0:  # the template rewrites it: take all between the prompt and the end of the turn
+            short = [*messages[:-1], messages[-1] | {"content": "."}]
+            short = self.tokenizer.apply_chat_template(short, tokenize=False)
+            start, stop = short.rindex("."), len(text) - (len(short) - short.rindex(".") - 1)
         ids, in_response = [], []
         for token, (first, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
             # A message may contain the CLS token's text; encode it as plain text. If it were an error, one
@@ -315,30 +319,35 @@ class Scorer:
     def score(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
         """The reward of each response, in order; prompts[i] is the prompt of responses[i].
 
-        NaN marks a response that the user's function dropped. If that function fails, the program ends.
+        NaN marks a response that the user's function dropped. If that function or the reward model fails, the
+        program ends in one line.
         """
         scores = [0.0] * len(responses)
         problems = [i for i, prompt in enumerate(prompts) if prompt.task == "math"]
         requests = [i for i, prompt in enumerate(prompts) if prompt.task == "chat"]
-        if problems:
-            with one_line_errors():
-                verified = self.verifier.score([(responses[i], self._key(prompts[i])) for i in problems])
-            for i, score in zip(problems, verified, strict=True):
-                scores[i] = score
-        if requests:
-            turns = [[*prompts[i].messages, {"role": "assistant", "content": responses[i]}] for i in requests]
-            for i, score in zip(requests, self.model.score(turns), strict=True):
-                scores[i] = score
+        turns = [[*prompts[i].messages, {"role": "assistant", "content": responses[i]}] for i in requests]
+        with one_line_errors():
+            answers = [(responses[i], self._key(prompts[i])) for i in problems]
+            verified = self.verifier.score(answers) if problems else []
+            judged = self.model.score(turns) if requests else []
+        for i, score in zip(problems + requests, verified + judged, strict=True):
+            scores[i] = score
         return scores
 
     def counts(self) -> dict[str, int | None]:
         """For the metrics: what went wrong so far, summed over all ranks; None for a task not in the run."""
-        by_math_verify = self.verifier and not self.own
         return {
-            "parse_failures": int(all_sum([self.verifier.parse_failures])) if by_math_verify else None,
-            "grader_restarts": int(all_sum([self.verifier.restarts])) if self.verifier else None,
-            "reward_dropped": int(all_sum([self.own.dropped])) if self.own else None,
-            "reward_truncated": int(all_sum([self.model.truncated])) if self.model else None,
+            key: int(all_sum([getattr(counter, name)])) if counter else None
+            for key, (counter, name) in self._counters().items()
+        }
+
+    def _counters(self):
+        """{metric: (what counts it, or None; its attribute)}"""
+        return {
+            "parse_failures": (None if self.own else self.verifier, "parse_failures"),
+            "grader_restarts": (self.verifier, "restarts"),
+            "reward_dropped": (self.own, "dropped"),
+            "reward_truncated": (self.model, "truncated"),
         }
 
     def graded_per_s(self) -> float | None:
@@ -347,14 +356,9 @@ class Scorer:
 
     def set_counts(self, counts: dict[str, int | None]) -> None:
         """Continue from what counts() returned. Call it on one rank only: counts() adds up the ranks."""
-        if self.verifier:
-            self.verifier.restarts = counts["grader_restarts"]
-        if self.own:
-            self.own.dropped = counts["reward_dropped"]
-        elif self.verifier:
-            self.verifier.parse_failures = counts["parse_failures"]
-        if self.model:
-            self.model.truncated = counts["reward_truncated"]
+        for key, (counter, name) in self._counters().items():
+            if counter:
+                setattr(counter, name, counts[key])
 
     def close(self) -> None:
         """Kill the grader's workers."""

@@ -43,7 +43,7 @@ from huggingface_hub import ModelCard, ModelCardData
 ROLLOUTS_KEPT = 16  # per step and task
 PROJECT = "semi-online"  # where wandb and trackio list the runs
 CARD = str(Path(__file__).parent / "docs" / "model_card.md")  # a template of an export's README
-HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # not a path such as ../model
+HUB_MODEL = r"\w[\w.-]*(/\w[\w.-]*)?"  # not a path such as ../model
 # Flags that may change at a resume: they say where, how fast and how long a run computes, not what.
 FREE = {
     "run_dir", "resume", "steps", "save_every", "keep", "eval_every", "ahead", "micro_batch_tokens",
@@ -87,7 +87,7 @@ def flags_of(config: TrainFlags) -> dict[str, Any]:
 
 
 def check_run_dir(config: TrainFlags) -> None:
-    """ValueError in one line if a run's directory is in use, or if --resume finds no run in it."""
+    """ValueError in one line if a run's directory is in use, or holds something that is not a run."""
     directory = Path(config.run_dir)
     if not directory.exists() or not any(directory.iterdir()):
         return
@@ -105,7 +105,7 @@ def lock(directory: Path) -> IO:
 
     ValueError in one line if another process has the lock: ranks outlive a torchrun that was killed.
     """
-    import fcntl  # not at the top, because Windows has none
+    import fcntl  # not at the top: Windows has none, and judge/ imports this file there
 
     file = (directory / "lock").open("a", encoding="utf-8")
     try:
@@ -239,8 +239,8 @@ class Run:
         started = {"command": " ".join(sys.argv), **where, "flags": flags_of(config), **surroundings()}
         started["reward_file"] = config.reward.content() if config.reward else None  # a hash
         starts = [*earlier, {"first_step": first_step, **started}]
-        write_json(path, {**started, "starts": starts})
         self._forget(first_step)
+        write_json(path, {**started, "starts": starts})
         # Buffered by line, so that a kill loses no whole line.
         self.metrics = (self.directory / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         if config.report_to != "none":
@@ -257,7 +257,8 @@ class Run:
         except (ValueError, KeyError, TypeError):
             steps = None
         if steps != list(range(first_step)):
-            raise ValueError(f"{path}: has not the steps from 0 to {first_step - 1}: cut, or changed")
+            remedy = f"restore it, or delete checkpoints/{first_step} to go on from an earlier one"
+            raise ValueError(f"{path}: lacks steps from 0 to {first_step - 1}: cut, or changed; {remedy}")
         write_text(path, "".join(line + "\n" for line in lines))
         # An export, and its validation, is numbered by the steps that it has learned from.
         for folder, last in (
@@ -266,7 +267,9 @@ class Run:
             ("validation", first_step),
         ):
             for old in self.directory.glob(f"{folder}/*"):
-                if not old.stem.isdigit() or int(old.stem) > last:
+                step, _, rest = old.name.partition(".")
+                # Only what a run writes: STEP, STEP.jsonl, and STEP.partial of a start that was killed.
+                if step.isdigit() and not old.is_symlink() and (int(step) > last or rest == "partial"):
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
         for link in self.directory.glob("best/*"):
             if not link.exists():  # its export was just removed
@@ -325,7 +328,7 @@ class Run:
         base = "tiny/llama" if model == TINY_MODEL else model
         data = ModelCardData(
             # The Hub accepts no folder here.
-            base_model=base if re.fullmatch(HUB_NAME, base) and not Path(model).is_dir() else None,
+            base_model=base if re.fullmatch(HUB_MODEL, base) and not Path(model).is_dir() else None,
             library_name="transformers",
             pipeline_tag="text-generation",
             tags=[script.stem.removeprefix("train_"), "semi-online"],
@@ -377,6 +380,12 @@ def write_text(path: str | Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.rename(path)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is a Git LFS pointer, which Git without LFS leaves in place of a large file."""
+    with path.open("rb") as file:
+        return file.read(23) == b"version https://git-lfs"
 
 
 def read_text(path: str | Path) -> str:
@@ -457,16 +466,12 @@ def run_of(checkpoint: str) -> Path | None:
     return folder.parents[1] if exported else None
 
 
-def date_of(checkpoint: str) -> str | None:
-    """The day of the run that exported a checkpoint; None if no run did."""
+def rendering(checkpoint: str, system_block: bool | None, date: str | None) -> tuple[bool, str | None]:
+    """(--system-block, --date) for a checkpoint: as given, else its run's, else (True, None)."""
     run = run_of(checkpoint)
-    return run and run_date(run)
-
-
-def system_block_of(checkpoint: str) -> bool:
-    """--system-block of the run that exported a checkpoint; True if no run did."""
-    run = run_of(checkpoint)
-    return read_config(run)["flags"].get("system_block", True) if run else True
+    if system_block is None:
+        system_block = read_config(run)["flags"].get("system_block", True) if run else True
+    return system_block, date or (run and run_date(run))
 
 
 def point_to_best(directory: str | Path, task: str, step: str) -> None:

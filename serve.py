@@ -14,7 +14,6 @@ file. HTTP does not encrypt the token: over a network that you do not trust, use
 """
 
 import atexit
-import ctypes
 import hmac
 import json
 import os
@@ -47,12 +46,11 @@ from torch import Tensor, nn
 from transformers.hf_argparser import HfArg
 
 from model import as_numbers, digest, load_config, meta_model
-from ranks import broadcast_from_first, rank
+from ranks import broadcast_from_first, end_with_parent, rank, without_torchrun
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
 START_S = 1800  # a large model takes minutes to load
 CONTROL_S = 600  # timeout of a request that is not a prompt
-TORCHRUNS = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 LOOK_S = 10  # seconds between two health checks while waiting for a response
 REQUESTS = 256  # open at a time, each with the n samples of a prompt; a process may have 1024 files open
 BUCKET_BYTES = 2**29  # per file, on a CPU; this process holds a second copy of that much
@@ -145,7 +143,7 @@ class Servers:
         )
         self.ask = partial(ask, token=self.token)
         self.urls = broadcast_from_first(
-            lambda: self._start(devices, max_model_len) if devices else list(urls)
+            lambda: self._start(devices, max_model_len) if devices else [url.rstrip("/") for url in urls]
         )
         for url in self.urls:
             self._check(url, max_model_len)
@@ -159,9 +157,7 @@ class Servers:
         atexit.register(self.close)  # also when an error ends the run
         for device in devices:
             port = free_port()
-            # Drop torchrun's variables, or vLLM would think that it is a rank.
-            env = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUNS)}
-            env[TOKEN] = self.token
+            env = without_torchrun() | {TOKEN: self.token}  # otherwise vLLM would think that it is a rank
             if device != "cpu":
                 env["CUDA_VISIBLE_DEVICES"] = device
             command = [sys.executable, __file__, "--attached", "True", "--port", str(port), *flags]
@@ -393,15 +389,12 @@ def read_token(flag: str, file: str | Path | None) -> str | None:
     return token
 
 
-def bearer(token: str | None) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-    """An `auth` that sends the token with a request; as a plain header, ~/.netrc could replace it."""
-
-    def sign(request):
-        if token:
-            request.headers["Authorization"] = f"Bearer {token}"
-        return request
-
-    return sign
+def request(method: str, url: str, token: str | None = None, **settings: Any) -> requests.Response:
+    """Send a request past the environment's proxies, and past ~/.netrc, which could replace the token."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.request(method, url, headers=headers, **settings)
 
 
 def ask(
@@ -414,7 +407,7 @@ def ask(
 ) -> Any:
     """A server's JSON answer. ServerError in one line if there is none; TokenError if it is a 401."""
     try:
-        answer = requests.request(method, f"{url}/{what}", json=body, timeout=timeout, auth=bearer(token))
+        answer = request(method, f"{url}/{what}", token, json=body, timeout=timeout)
     except requests.RequestException as error:
         raise ServerError(f"{url} does not answer: {type(error).__name__}") from error
     if answer.status_code == 401:
@@ -431,7 +424,7 @@ def ask(
 def healthy(url: str) -> bool:
     """Whether a server answers and its engine is alive; it tells anyone, without a token."""
     try:
-        return requests.get(f"{url}/health", timeout=3 * LOOK_S, auth=bearer(None)).ok
+        return request("GET", f"{url}/health", timeout=3 * LOOK_S).ok
     except requests.RequestException:
         return False
 
@@ -716,8 +709,8 @@ def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         line, token = command(config), server_token(config)
-    if config.attached:  # Linux: a trainer that is killed leaves no server behind
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+    if config.attached:
+        end_with_parent()
     here = str(Path(__file__).resolve().parent)
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     env = {

@@ -21,13 +21,13 @@ from data import load_prompts
 from generate import Rollout, check_engine, decode, fit_context, load_generator, request_seed
 from model import load_tokenizer
 from rewards import Scorer
-from run import date_of, system_block_of
+from run import checkpoint_path, rendering
 from train_dpo import pick_pairs
 
 
 @dataclass
 class Config:
-    model: str = HfArg(default=TINY_MODEL, help="A Hugging Face checkpoint: a folder, or a name on the Hub.")
+    model: str = HfArg(default=TINY_MODEL, help="As in evaluate.py, but one.")
     data: str = HfArg(default="tiny", help="Prompts of one task, as for the train scripts.")
     reward_model: str | None = HfArg(default=None, help="A checkpoint that scores chat.")
     reward: OwnFunction | None = HfArg(default=None, help="As in the train scripts.")
@@ -59,13 +59,14 @@ def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         check_engine(config.engine)
-        date = date_of(config.model)  # of the run that made the model, if any
-        block = system_block_of(config.model) if config.system_block is None else config.system_block
+        config.model = checkpoint_path(config.model)
+        block, date = rendering(config.model, config.system_block, None)
         tokenizer = load_tokenizer(config.model, block, date)
         prompts = load_prompts(config.data, config.reward is not None)[: config.show]
         max_new_tokens, max_model_len = fit_context(config.model, tokenizer, prompts, config.max_new_tokens)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scorer = Scorer.of(config, [prompts[0].task], device, date)
+        prompts = scorer.usable(prompts)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         settings = {"system_block": block, "date": date}
         generator = load_generator(config.engine, config.model, dtype, device, max_model_len, **settings)

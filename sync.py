@@ -30,9 +30,9 @@ from serve import Receipt
 
 CANARY = "12 + 30 = 42, said the canary."
 
-# A mean |trainer - generator| gap on the canary that counts as rounding, in nats per token, unless the
-# rehearsal shows that a missed copy could leave as little. Correct forwards differ by 1e-6 to 1e-5 in float32
-# and by up to 6e-2 in bfloat16 (measured).
+# The largest canary gap, mean |trainer - generator| in nats per token, that passes as rounding. Correct
+# forwards differ by 1e-6 to 1e-5 in float32 and by up to 6e-2 in bfloat16 (measured). The rehearsal measures
+# the gap that a missed copy leaves, and sync() lowers the limit below it where that is small.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.2}
 
 FOLLOWS = 1 / 4  # largest gap after a copy over the gap before it; an engine that ignores the copy has 1
@@ -50,11 +50,11 @@ def sync(policy: PreTrainedModel, generator: Generator, step: int, prove_every: 
     prove_every: syncs between two rehearsals, where the engine repacks weights.
     Returns the canary's gap in nats per token. Raises SyncError with the numbers if any proof fails.
     """
+    what, due = f"sync at step {step}", generator.repacks and generator.since_rehearsal >= prove_every
     try:
         meet_within(PATIENCE_S)  # every rank holds a part of the weights
     except RuntimeError as error:
-        raise SyncError(f"sync at step {step}: {str(error).splitlines()[0]}") from error
-    what, due = f"sync at step {step}", generator.repacks and generator.since_rehearsal >= prove_every
+        raise SyncError(f"{what}: {str(error).splitlines()[0]}") from error
     if generator.version is None or due:
         apart = rehearse(policy, generator, f"rehearsal of the {what}")
         gap = copy_and_prove(policy, generator, FOLLOWS * apart, what)
@@ -70,8 +70,8 @@ def sync(policy: PreTrainedModel, generator: Generator, step: int, prove_every: 
 
 def copy_and_prove(policy: PreTrainedModel, generator: Generator, allowed: float, what: str) -> float:
     """Copy the weights and prove the copy; `what` begins error messages. Returns the canary's gap."""
-    held = digests(policy, generator.dtype)  # {name: digest}
-    prove_copy(held, generator.load_weights(full_weights(policy, generator.dtype)), generator, what)
+    sent = digests(policy, generator.dtype)  # {name: digest}
+    prove_copy(sent, generator.load_weights(full_weights(policy, generator.dtype)), generator, what)
     gap = canary_gap(policy, generator)
     if not gap <= allowed:  # written so that a NaN fails, too
         raise SyncError(
@@ -81,17 +81,17 @@ def copy_and_prove(policy: PreTrainedModel, generator: Generator, allowed: float
     return gap
 
 
-def prove_copy(held: dict[str, int], receipts: list[Receipt], generator: Generator, what: str) -> None:
+def prove_copy(sent: dict[str, int], receipts: list[Receipt], generator: Generator, what: str) -> None:
     """Compare what arrived with what was sent, {name: digest}; reset the caches. SyncError if a proof fails.
 
     receipts: what generator.load_weights returned.
     """
     generator.repacks = any(receipt.unseen for receipt in receipts)
     for receipt in receipts:
-        other = [name for name, sum in held.items() if receipt.arrived.get(name, sum) != sum]
+        other = [name for name, sum in sent.items() if receipt.arrived.get(name, sum) != sum]
         faults = {
-            "did not arrive": held.keys() - receipt.arrived.keys(),
-            "are no weights of the policy's": receipt.arrived.keys() - held.keys(),
+            "did not arrive": sent.keys() - receipt.arrived.keys(),
+            "are no weights of the policy's": receipt.arrived.keys() - sent.keys(),
             "arrived as other bytes": other,
             "of the engine's own took no value": receipt.missing,
             "of the engine's own hold other bytes than arrived": receipt.unequal,
@@ -99,7 +99,7 @@ def prove_copy(held: dict[str, int], receipts: list[Receipt], generator: Generat
         for fault, names in faults.items():
             if names:
                 named = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-                raise SyncError(f"{what}: of {len(held)} weights {len(names)} {fault}: {named}")
+                raise SyncError(f"{what}: of {len(sent)} weights {len(names)} {fault}: {named}")
     if not generator.reset_prefix_cache():
         raise SyncError(f"{what}: the prefix cache still holds keys and values of the old weights")
 

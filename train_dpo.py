@@ -29,12 +29,11 @@ from transformers.hf_argparser import HfArg
 
 import metrics
 from batch import micro_batches, to_batch
-from data import MixedIterator, Prompt, load_held_out, load_sources, tasks_of
-from generate import Window, decode, fit_tasks, load_generator
+from data import Prompt, tasks_of
+from generate import decode
 from life import Life, prepare
-from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
-from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
-from rewards import Scorer
+from model import autocast, clip_gradients, copy_weights, load_sharded, token_logps
+from ranks import all_max, all_sum, pad_to_same_count
 from sync import sync
 from train_grpo import group_advantages, grpo_loss, kl_estimate
 
@@ -189,26 +188,14 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"--pairing {config.pairing}: is for math; chat pairs the best with the worst")
         if config.sync_ref_every is None:  # the paper's choice
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
-        device = prepare(config)  # joins the ranks, and checks what needs no model
-        dtype = getattr(torch, config.dtype)
-        tokenizer = load_tokenizer(config.model, config.system_block, config.date)
-        own = config.reward is not None  # then problems need no gold
-        sources = load_sources(config.data, own)  # [(prompts of one task, weight)]
-        held_out = load_held_out(config.data, sources, own) if config.eval_every < math.inf else {}
-        to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
-        max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-        scorer = Scorer.of(config, tasks, device, config.date)
-        sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
-        batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
-        generator = load_generator(
-            config.engine, config.model, dtype, device, max_model_len, **config.generator_settings()
-        )
+        # Joins the ranks, checks all input, loads the prompts, and starts the scorer and the generator.
+        device, tokenizer, held_out, scorer, window = prepare(config, tasks)
+    generator, dtype = window.generator, getattr(torch, config.dtype)
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)
     optimizer = torch.optim.AdamW(
         policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0.0, fused=device.type == "cuda"
     )
-    window = Window(generator, batches, scorer, config)
     run = Life(config, held_out, scorer, window, policy, reference, optimizer)  # new, or resumed
 
     for step in run.steps():
@@ -258,8 +245,9 @@ def main(args: list[str] | None = None) -> None:
                 n_tokens = mask.sum(-1).clamp(min=1)  # (B,)
                 with autocast(device, dtype):
                     logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
-                        policy, input_ids, mask, config.temperature, True, config.entropy_coef > 0
-                    )
+                        policy, input_ids, mask, config.temperature, with_entropy=True,
+                        entropy_grad=config.entropy_coef > 0,
+                    )  # fmt: skip
                     ref_logps = logps.detach()  # (B, T), right if the reference was synced at this step
                     if not reference_is_policy:
                         with torch.no_grad():
@@ -282,14 +270,16 @@ def main(args: list[str] | None = None) -> None:
 
                 gains = ours - refs  # (B,)
                 seen.loss(loss, [part[row] for row in chosen.tolist()], pair_losses)
-                seen.tokens(mask, logps - sampler_logps, kl_estimate(logps.detach(), ref_logps), entropy)
-                seen.pairs(gains[chosen] - gains[rejected], logps.sum(-1)[chosen], logps.sum(-1)[rejected])
+                kl = kl_estimate(logps.detach(), ref_logps)  # (B, T)
+                seen.tokens(mask, gap=logps - sampler_logps, kl=kl, entropy=entropy)
+                seen.keep(margin=gains[chosen] - gains[rejected])
+                seen.keep(chosen_logp=logps.sum(-1)[chosen], rejected_logp=logps.sum(-1)[rejected])
             grad_norm = clip_gradients(policy, config.grad_clip) if all_groups else None
             if run.note_gradient(grad_norm):
                 optimizer.step()
             optimizer.zero_grad()
 
-        # --- Record: metrics.py defines every key; log() adds those over the run so far ---
+        # --- Record: docs/metrics.md defines every key; log() adds those over the run so far ---
         run.log(
             {
                 "step": step,

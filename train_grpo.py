@@ -14,7 +14,6 @@ are --lr 1e-6 --grad-clip 0.1 --kl-coef 0.001 --prompts-per-step 64 --max-new-to
 cannot be read in our copy.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +27,11 @@ from transformers.hf_argparser import HfArg
 
 import metrics
 from batch import groups_to_share, micro_batches, to_batch
-from data import MixedIterator, load_held_out, load_sources, tasks_of
-from generate import Window, decode, fit_tasks, load_generator
+from data import tasks_of
+from generate import decode
 from life import Life, prepare
-from model import autocast, clip_gradients, copy_weights, load_sharded, load_tokenizer, token_logps
-from ranks import all_max, all_sum, pad_to_same_count, rank, world_size
-from rewards import Scorer
+from model import autocast, clip_gradients, copy_weights, load_sharded, token_logps
+from ranks import all_max, all_sum, pad_to_same_count
 from sync import sync
 
 
@@ -265,28 +263,16 @@ def main(args: list[str] | None = None) -> None:
         if config.tis_cap < 1:
             raise ValueError(f"--tis-cap {config.tis_cap:g}: a cap below 1 would shrink fresh tokens, too")
         tasks = tasks_of(config.data)  # math, chat, or both
-        device = prepare(config)  # joins the ranks, and checks what needs no model
-        dtype = getattr(torch, config.dtype)
-        tokenizer = load_tokenizer(config.model, config.system_block, config.date)
-        own = config.reward is not None  # then problems need no gold
-        sources = load_sources(config.data, own)  # [(prompts of one task, weight)]
-        held_out = load_held_out(config.data, sources, own) if config.eval_every < math.inf else {}
-        to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
-        max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-        scorer = Scorer.of(config, tasks, device, config.date)
-        sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
-        batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
+        # Joins the ranks, checks all input, loads the prompts, and starts the scorer and the generator.
+        device, tokenizer, held_out, scorer, window = prepare(config, tasks)
         warn(config, tasks)
-        generator = load_generator(
-            config.engine, config.model, dtype, device, max_model_len, **config.generator_settings()
-        )
+    generator, dtype = window.generator, getattr(torch, config.dtype)
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)
     optimizer = torch.optim.AdamW(
         policy.parameters(), config.lr, eps=config.adam_eps, weight_decay=0.0, fused=device.type == "cuda"
     )
     token_losses = choose_loss(config)
-    window = Window(generator, batches, scorer, config)
     run = Life(config, held_out, scorer, window, policy, reference, optimizer)  # new, or resumed
 
     for step in run.steps():
@@ -320,15 +306,16 @@ def main(args: list[str] | None = None) -> None:
 
         # --- Learn: one optimizer step on the weighted sum over all response tokens ---
         seen = metrics.Seen(len(rollouts))
-        # The ratio compares the policy with the weights that sampled. If they are the same, it is 1: their
-        # log-probs differ only by rounding, which must not be clipped. The others correct for rounding, too.
+        # The ratio compares the policy with the weights that sampled. While these are the same, it is 1 but
+        # for rounding, and "none" and "clip" take exactly 1: clip must not drop a token for rounding. The
+        # other corrections keep the sampler's log-probs, so that they correct for rounding, too.
         on_policy = rollouts[0].version == step and config.correction in ("none", "clip")
         with watch("train_s"):
             lengths = [len(r.response_ids) for r in rollouts]  # P * G
             limits = torch.tensor([config.max_new_tokens.of(p.task) for p in prompts], device=device)
             # Counts over all ranks, since FSDP sums their gradients.
             all_rows, all_tokens = all_sum([len(rollouts)]), int(all_sum(lengths))
-            n_tokens = torch.tensor(lengths, device=device)  # (P * G,), as per_token
+            n_tokens = torch.tensor(lengths, device=device)  # (P * G,); per_token likewise
             per_token = token_weights(n_tokens, config.normalize, limits, all_rows, all_tokens)
             row_lengths = [len(rollout.ids) for rollout in rollouts]
             for part in pad_to_same_count(micro_batches(groups, row_lengths, config.micro_batch_tokens)):
@@ -337,7 +324,7 @@ def main(args: list[str] | None = None) -> None:
                 input_ids, mask, sampler_logps = to_batch([rollouts[i] for i in part], device)  # (B, T) each
                 with autocast(device, dtype):
                     logps, entropy = token_logps(  # (B, T) each, 0 where mask is 0
-                        policy, input_ids, mask, config.temperature, True, False
+                        policy, input_ids, mask, config.temperature, with_entropy=True, entropy_grad=False
                     )
                     ref_logps = logps.detach()  # (B, T), right if the reference was synced at this step
                     if not reference_is_policy:
@@ -353,14 +340,14 @@ def main(args: list[str] | None = None) -> None:
                 loss.backward()
 
                 seen.loss(loss, part, losses.abs().sum(-1))
-                seen.tokens(mask, logps - sampler_logps, kl, entropy)
+                seen.tokens(mask, gap=logps - sampler_logps, kl=kl, entropy=entropy)
                 seen.ratios(mask, logps - old_logps, out_of_bounds(config, logps, old_logps, mask))
             grad_norm = clip_gradients(policy, config.grad_clip)
             if run.note_gradient(grad_norm):
                 optimizer.step()
             optimizer.zero_grad()
 
-        # --- Record: metrics.py defines every key; log() adds those over the run so far ---
+        # --- Record: docs/metrics.md defines every key; log() adds those over the run so far ---
         run.log(
             {
                 "step": step,

@@ -265,7 +265,7 @@ class Bench:
             words += f" --sync-every {s} --prompts-per-step {P} --samples-per-prompt {G} --lr 1e-6"
             words += f" --max-new-tokens {tokens}"
             try:
-                with self.borrowed_engine(script), tempfile.TemporaryDirectory() as folder:
+                with self.borrowed_engine(), tempfile.TemporaryDirectory() as folder:
                     script.main([*words.split(), "--run-dir", f"{folder}/run"])
                     rows = read_metrics(f"{folder}/run")
             except TimeoutError as error:  # keep what was measured before
@@ -286,17 +286,17 @@ class Bench:
         return found
 
     @contextmanager
-    def borrowed_engine(self, script):
-        """Let a script's main() use this process's engine, without closing it or the ranks."""
+    def borrowed_engine(self):
+        """Let the train scripts' main() use this process's engine, without closing it or the ranks."""
         generator = self.engine()
         generator.version = None
-        kept = script.load_generator, life.Life.close
-        script.load_generator = lambda *_, **__: generator
+        kept = life.load_generator, life.Life.close
+        life.load_generator = lambda *_, **__: generator
         life.Life.close = lambda run: (run.run.close(), run.scorer.close())
         try:
             yield
         finally:
-            script.load_generator, life.Life.close = kept
+            life.load_generator, life.Life.close = kept
             gc.collect()
 
     def measure_training(self) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def train_step(
         with timed("backward_s"):
             loss.backward()
         seen.loss(loss, part, losses.abs().sum(-1))
-        seen.tokens(mask, logps - sampler_logps, kl, entropy)
+        seen.tokens(mask, gap=logps - sampler_logps, kl=kl, entropy=entropy)
         response_logps |= {i: logps.detach()[b, -config.response_tokens :] for b, i in enumerate(part)}
     with timed("optimizer_s"):
         clip_gradients(policy, 1.0)

@@ -26,7 +26,7 @@ from flags import Count, OutFile, one_line_errors, parse_flags, why_not  # noqa:
 import torch  # noqa: E402
 
 from data import Prompt  # noqa: E402
-from metrics import GLOSSARY  # noqa: E402
+from metrics import glossary  # noqa: E402
 from run import read_config, write_text  # noqa: E402
 from tables.watch import measured, metrics_so_far, parts_of, run_first, whole_lines  # noqa: E402
 from train_dpo import pair_up  # noqa: E402
@@ -54,8 +54,7 @@ class Config:
 
 def meaning(key: str) -> str:
     """A metric's meaning in the glossary, as plain text."""
-    found = [text for keys, text in GLOSSARY.items() if key in keys.split(", ")]
-    return found[0].replace("`", "").replace("\\|", "|") if found else ""
+    return glossary().get(key, "").replace("`", "").replace("\\|", "|")
 
 
 def spread(steps: list[int], count: int) -> list[int]:

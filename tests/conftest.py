@@ -148,17 +148,17 @@ class Scripted(TransformersGenerator):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Give a train script these sources, and an engine that answers their prompts with `texts`."""
+    """Give the train scripts these sources, and an engine that answers their prompts with `texts`."""
 
-    def call(script, sources, texts, noise=0.0):
-        engines = []  # the one that the script loads comes here
+    def call(sources, texts, noise=0.0):
+        engines = []  # the one that a script loads comes here
 
         def load_generator(engine, path, dtype, device, *rest, **settings):
             engines.append(Scripted(path, dtype, device, texts, noise))
             return engines[0]
 
-        monkeypatch.setattr(script, "load_sources", lambda specs, own: sources)
-        monkeypatch.setattr(script, "load_generator", load_generator)
+        monkeypatch.setattr("life.load_sources", lambda specs, own: sources)
+        monkeypatch.setattr("life.load_generator", load_generator)
         return engines
 
     return call

@@ -247,7 +247,8 @@ def test_stale_responses_without_correction_are_announced(tmp_path, monkeypatch,
 
     monkeypatch.setattr("rewards.MathVerifier", lambda strict: None)  # it takes seconds to start
     monkeypatch.setattr("rewards.gradable", lambda prompts, verifier, fate: prompts)
-    monkeypatch.setattr(train_grpo, "load_generator", stop)
+    monkeypatch.setattr("life.load_generator", lambda *_, **__: None)
+    monkeypatch.setattr(train_grpo, "load_sharded", stop)
 
     def said(*flags):
         with pytest.raises(Ready):

@@ -254,13 +254,36 @@ def test_answers_for_a_judge_do_not_replace_a_measurement(tmp_path, monkeypatch)
     for more in ({"reward": 0.5}, {}):
         result = (found | more, [{"id": 1}])
         monkeypatch.setattr(evaluate, "measure", lambda *_, result=result: iter([result]))
-        evaluate.main(["--model", str(tmp_path), "--answers", str(tmp_path / "a.jsonl")])
+        flags = ["--data", "chat=tiny@test", "--answers", str(tmp_path / "a.jsonl")]
+        evaluate.main(["--model", str(tmp_path), *flags])
         kept = json.loads((tmp_path / "eval" / "3.chat.json").read_text())
         assert kept["reward"] == 0.5
 
 
+def test_another_measurement_is_not_overwritten(tmp_path):
+    """An hour's accuracy on MATH, replaced by one on another set under the same name. Breaks: no
+    check_earlier(); no look at --answers beside --out."""
+    shutil.copytree("tiny/llama", tmp_path / "run" / "export" / "3")
+    kept = tmp_path / "run" / "eval" / "3.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps({"data": "tiny@test", "n": 50, "temperature": 0.6, "top_p": 0.9}))
+    model, found = [str(tmp_path / "run")], f"{kept} was measured with"
+    for changed, says in (
+        ({"n": 2}, f"--n 2: {found} --n 50; name"),
+        ({"data": "tiny"}, f"--data tiny: {found}"),
+    ):
+        with pytest.raises(ValueError, match=f"^{says}"):
+            evaluate.prepare(evaluate.Config(model=model, **changed))
+    for free in ({}, {"n": 2, "out": str(tmp_path / "a.json")}):
+        evaluate.prepare(evaluate.Config(model=model, limit=2, **free))[2].close()
+    with pytest.raises(ValueError, match="^--answers .*a.json: is also --out; name two files"):
+        evaluate.prepare(
+            evaluate.Config(model=model, limit=2, **{k: str(tmp_path / "a.json") for k in ("out", "answers")})
+        )
+
+
 def test_the_system_block_is_that_of_the_run(tmp_path):
-    """A model that answers other prompts than it was trained on. Breaks: True for system_block_of(); the
+    """A model that answers other prompts than it was trained on. Breaks: True in rendering(); the
     run's, whatever --system-block says."""
     run = tmp_path / "run"
     shutil.copytree("tiny/llama", run / "export" / "3")

@@ -78,7 +78,7 @@ def test_an_error_before_the_loop_leaves_the_signals_alone(tmp_path, monkeypatch
     monkeypatch.setattr(life.Life, "note_sync", lambda run: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_dpo.main(f"{SMALL} --run-dir {tmp_path / 'run'}".split())
-    monkeypatch.setattr(train_dpo, "Window", lambda *_: 1 / 0)
+    monkeypatch.setattr("life.Window", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_dpo.main(f"{SMALL} --run-dir {tmp_path / 'other'}".split())
     assert handlers() == before

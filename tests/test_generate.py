@@ -536,7 +536,7 @@ class Same:
 @pytest.mark.parametrize("separate", [False, True])
 def test_what_is_sampled_ahead_is_graded_ahead(checkpoints, prompts, separate):
     """A trainer that waits for graders that were idle while it trained. Breaks, each alone: no _grade in
-    _sample; none in _sample_now; none in load_state."""
+    _sample_now; none in load_state."""
     begun = []
     scorer = SimpleNamespace(begin=lambda prompts, responses: begun.append((len(prompts), [*responses])))
     config = parse_flags(train_dpo.Config, ["--sync-every", "3", "--samples-per-prompt", "2"])

@@ -65,7 +65,7 @@ def run(doubles, scripted, checkpoints, tmp_path):
     """Run a script for a step: (its metrics, the limits that its engine was given, the rollouts on disk)."""
 
     def call(script, *flags):
-        engines = scripted(script, SOURCES, {text: responses for text, (_, responses) in SCRIPT.items()})
+        engines = scripted(SOURCES, {text: responses for text, (_, responses) in SCRIPT.items()})
         given = [
             "--steps",
             "1",
@@ -135,15 +135,10 @@ def test_metrics_of_each_task(run, script):
 
 @pytest.mark.parametrize(("script", "other"), [(train_dpo, "GRPO:"), (train_grpo, "DPO:")])
 def test_the_glossary_is_what_a_run_logs(run, script, other):
-    """A key that nobody can look up, or an entry that no run has. Break: delete an entry of GLOSSARY, or add
-    one."""
+    """A key that nobody can look up, or an entry that no run has. Break: delete an entry of
+    docs/metrics.md, or add one."""
     logged, _, _ = run(script)
-    defined = {
-        key
-        for keys, meaning in metrics.GLOSSARY.items()
-        for key in keys.split(", ")
-        if not meaning.startswith(other)
-    }
+    defined = {key for key, meaning in metrics.glossary().items() if not meaning.startswith(other)}
     assert logged.keys() == defined - {"true_reward"}  # which tiny/chat.py adds afterwards
 
 
@@ -232,6 +227,7 @@ def test_measuring_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
     def measure(command, **options):
         flags = parse_flags(evaluate.Config, command[2:])
         assert os.path.samefile(command[1], evaluate.__file__)
+        assert flags.attached and "LOCAL_RANK" not in options["env"]  # it ends with the run, and is no rank
         task = flags.data.split("=")[0]
         assert (flags.max_new_tokens, flags.reward_model) == {"math": (20, None), "chat": (10, "rm")}[task]
         if status == 0:
@@ -264,7 +260,7 @@ def test_measuring_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
 def test_a_run_chooses_its_best_checkpoint(run, checkpoints, monkeypatch, tmp_path):
     """--eval-every that measures nothing, or not what is exported at the end. Break: no `or last`."""
     measured = []
-    monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources, own: {"spec": PROMPTS[:1]})
+    monkeypatch.setattr(life, "load_held_out", lambda specs, sources, own: {"spec": PROMPTS[:1]})
     monkeypatch.setattr(life, "validate", lambda path, specs, config: measured.append((path, [*specs])))
     run(train_dpo, "--eval-every", "5")
     assert measured == [(tmp_path / "run" / "export" / "1", ["spec"])] and measured[0][0].is_dir()
@@ -277,7 +273,7 @@ def test_a_run_that_was_cut_while_it_measured(run, monkeypatch, tmp_path):
     def fail(*arguments):
         raise SystemExit("--eval-every: no memory")
 
-    monkeypatch.setattr(train_dpo, "load_held_out", lambda specs, sources, own: {"spec": PROMPTS[:1]})
+    monkeypatch.setattr(life, "load_held_out", lambda specs, sources, own: {"spec": PROMPTS[:1]})
     monkeypatch.setattr(life, "validate", fail)
     flags = ("--eval-every", "1", "--save-every", "1", "--steps", "1", "--resume")
     with pytest.raises(SystemExit, match="no memory"):

@@ -44,11 +44,14 @@ async def later(solution_str):
     return sys.stdin.read() == "" and not subprocess.run(["cat"], stdout=subprocess.PIPE).stdout
 odd = {"yes": True, "nan": float("nan"), "none": None, "no": {}}
 one = lambda solution_str: odd.get(solution_str, solution_str)
-many = lambda completions: {"short": [], "text": ["1"], "inf": [1e999], "one": 1.0}[completions[0]]
+several = {"short": [], "text": ["1"], "inf": [1e999], "huge": [-1e39], "one": 1.0}
+many = lambda completions: several[completions[0]]
 def raises(solution_str):
     if solution_str == "bad":
         raise KeyError("of mine")
     return 1
+def exits(solution_str):
+    sys.exit("of mine")
 def slow(solution_str):
     subprocess.run(["sleep", "61.25"]) if solution_str == "slow" else None
     return 1
@@ -77,6 +80,7 @@ def folder(tmp_path_factory):
     (folder / "helper.py").write_text("TWO = 2")
     (folder / "evaluate.py").write_text("")
     (folder / "broken.py").write_text("import no_such_module\n")
+    (folder / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--x'])\n")
     for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", DOC, re.DOTALL):
         (folder / name).write_text(code)
     return folder
@@ -174,10 +178,12 @@ def test_an_async_function_an_object_and_a_helper(folder):
         ("mine.py:positional", "needs one of the parameters solution_str"),
         ("mine.py:more", "needs more than data_source, solution_str"),
         ("broken.py:score", "raised ModuleNotFoundError: No module named 'no_such_module', see above"),
+        ("script.py:score", "raised SystemExit: 2, see above"),
     ],
 )
 def test_what_is_no_reward_function(folder, name, says):
-    """A function found out at the first step, when the engine is up. Breaks: each check of shape_of alone."""
+    """A function found out at the first step, when the engine is up; a script without a main guard that only
+    "died while starting". Breaks: each check of shape_of alone; no SystemExit in RAISED."""
     with pytest.raises(ValueError, match=re.escape(f"--reward {folder}/{name}: {says}")):
         OwnReward(f"{folder}/{name}")
 
@@ -206,20 +212,22 @@ def test_columns_that_are_not_there(folder):
         ("many", "short", "returned 0 rewards for 1 completions"),
         ("many", "text", "returned '1' (str), not a finite number"),
         ("many", "inf", "returned 'inf' (float), not a finite number"),
+        ("many", "huge", "returned -1e+39, which float32 cannot hold: keep it within 3.4e+38, for the"),
         ("many", "one", "returned float, not a list"),
     ],
 )
 def test_what_is_no_reward(folder, name, response, says):
-    """A text that float() reads, NaN that counts as dropped, a list that is shifted. Breaks: no isinstance in
-    number(); no isfinite; no comparison of lengths."""
+    """A text that float() reads, NaN that counts as dropped, a number that is infinite in the trainer, a list
+    that is shifted. Breaks: no isinstance in number(); no isfinite; no LARGEST; no comparison of lengths."""
     with pytest.raises(ValueError, match=re.escape(f"mine.py:{name}: {says}")):
         scored(folder / f"mine.py:{name}", response)
 
 
 def test_an_exception_ends_the_run_below_its_traceback(folder, capfd):
-    """A broken reward that passes for wrong answers; a traceback of ours above theirs, or none.
+    """A broken reward that passes for wrong answers; a traceback of ours above theirs, or none; sys.exit()
+    taken for a crash.
 
-    Breaks: 0.0 for failure(); no tb_next; no print in _error().
+    Breaks: 0.0 for failure(); no tb_next; no print in _error(); no SystemExit in RAISED.
     """
     with pytest.raises(ValueError) as raised:
         scored(folder / "mine.py:raises", "good", "bad", prompts=[prompt("p1"), prompt("p2")])
@@ -229,6 +237,8 @@ def test_an_exception_ends_the_run_below_its_traceback(folder, capfd):
         "see above"
     )
     assert 'raise KeyError("of mine")' in told and "call.py" not in told and told.count("Traceback") == 1
+    with pytest.raises(ValueError, match="mine.py:exits: raised SystemExit: of mine, for the response 'go"):
+        scored(folder / "mine.py:exits", "good")
 
 
 def test_late_responses_score_0_and_late_batches_are_dropped(folder, capsys, monkeypatch):
@@ -265,6 +275,14 @@ def test_a_crash_ends_the_run(folder, monkeypatch):
     monkeypatch.setattr(workers, "START_S", 0.0)
     with pytest.raises(ValueError, match="mine.py:one: a worker died while starting or took over 0 s"):
         OwnReward(f"{folder}/mine.py:one")
+
+
+def test_a_deadline_that_no_call_can_meet(folder, monkeypatch):
+    """A TypeError of ours for a small --reward-timeout. Break: no "late" in __init__."""
+    monkeypatch.setattr(workers.Workers, "_run", lambda self, requests: iter([(0, "late")]))
+    says = "mine.py:one: took over 0.01 s to say what it takes; raise --reward-timeout 0.01, or make it"
+    with pytest.raises(ValueError, match=f"{says} faster$"):
+        OwnReward(f"{folder}/mine.py:one", timeout_s=0.01)
 
 
 # --- What a dropped response means ---
@@ -352,7 +370,7 @@ def test_pairs_of_right_and_wrong_want_zeros_and_ones(train, capsys):
 def test_pairing_without_a_reward(monkeypatch):
     """Another default for everybody else. Break: "bestworst" whatever config.reward is."""
     assert parse_flags(train_dpo.Config, []).pairing is None
-    monkeypatch.setattr(train_dpo, "prepare", lambda config: pytest.fail(config.pairing))
+    monkeypatch.setattr(train_dpo, "prepare", lambda config, tasks: pytest.fail(config.pairing))
     chat = ["--data", "chat=tiny"]  # whose record says what is done
     for flags, expected in (([], "random"), (["--pairing", "all"], "all"), (chat, "bestworst")):
         with pytest.raises(pytest.fail.Exception, match=f"^{expected}$"):

@@ -155,8 +155,16 @@ def test_a_rank_sees_its_own_gpu(seen, local, left, monkeypatch):
 def test_more_ranks_than_gpus(monkeypatch):
     """A rank that silently takes the CPU beside others on GPUs. Break: no check."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(ValueError, match="--nproc-per-node 2: there are 1 GPUs"):
+    with pytest.raises(ValueError, match="--nproc-per-node 2: 1 GPUs here; start as many ranks"):
         see_one_gpu(0, 2)
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_hidden_gpus_are_no_gpus(monkeypatch, hidden):
+    """Ranks on the CPU that are refused for want of GPUs. Break: only "" counts as none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    see_one_gpu(1, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == hidden
 
 
 @pytest.mark.slow

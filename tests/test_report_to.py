@@ -70,9 +70,9 @@ def wandb(monkeypatch):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
 def test_a_missing_package_is_one_line(name, monkeypatch, tmp_path, capsys):
-    """A traceback, or minutes of loading before it. Break: no check_tracker() in prepare."""
+    """A traceback, or minutes of loading before it. Break: no check_tracker() in check_flags."""
     monkeypatch.setattr(run_file, "distributions", lambda name: [])
-    monkeypatch.setattr(train_dpo, "load_tokenizer", lambda *_: pytest.fail("a model is loaded first"))
+    monkeypatch.setattr("life.load_tokenizer", lambda *_: pytest.fail("a model is loaded first"))
     with pytest.raises(SystemExit):
         train_dpo.main(f"{SMALL} --report-to {name} --run-dir {tmp_path / 'run'}".split())
     assert capsys.readouterr().err.endswith(

@@ -156,7 +156,8 @@ def test_a_checkpoint_that_is_cut_is_passed_over(die_at, tmp_path, capsys):
     """A file that the disk lost half of, read as if it were whole, or kept instead of the last whole one; or
     a run begun again over its own exports.
 
-    Breaks: no comparison of sizes in newest(); numbered() for `earlier`; no look at export/ in load().
+    Breaks: no comparison of sizes in newest(); numbered() for `earlier`; no look at export/ in load();
+    only its own partial removed in save().
     """
     command = f"{SMALL} --engine transformers --steps 5 --resume --run-dir {tmp_path / 'run'}"
     die_at(4)
@@ -171,6 +172,7 @@ def test_a_checkpoint_that_is_cut_is_passed_over(die_at, tmp_path, capsys):
     assert f"checkpoints/4 is not whole ({whole.name}); taking the one before" in capsys.readouterr().out
     train_dpo.main(command.replace("--steps 5", "--steps 3 --keep 1 --save-every 1").split())
     assert newest(tmp_path / "run" / "checkpoints").name == "3"  # --keep has not kept the cut one instead
+    assert not (tmp_path / "run" / "checkpoints" / "9.partial").exists()
     (tmp_path / "run" / "checkpoints" / "3" / "state.json").write_text("{")
     assert newest(tmp_path / "run" / "checkpoints") is None
     with pytest.raises(SystemExit):
@@ -206,16 +208,16 @@ UNSCORED = SimpleNamespace(usable=lambda prompts, **_: prompts)  # the real one 
 
 def test_the_date_is_that_of_the_runs_start(monkeypatch, tmp_path):
     """A resumed run, its own validation, or a later evaluation whose prompts print another day. Breaks: no
-    run_date() in prepare(); no "date" in generator_settings(), in validate; no date_of() in evaluate."""
+    run_date() in check_flags(), in rendering(); no "date" in generator_settings(), in validate."""
     days, told, commands = iter(["2024-07-26", "2030-01-01"]), [], []
-    load_generator = train_dpo.load_generator
+    load_generator = life.load_generator
 
     def load(*arguments, **settings):
         told.append(settings["date"])
         return load_generator(*arguments, **settings)
 
     monkeypatch.setattr(life, "time", SimpleNamespace(strftime=lambda form: next(days)))
-    monkeypatch.setattr(train_dpo, "load_generator", load)
+    monkeypatch.setattr(life, "load_generator", load)
     run = SimpleNamespace(returncode=1)
     monkeypatch.setattr(life.subprocess, "run", lambda command, **_: commands.append(command) or run)
     monkeypatch.setattr("run.surroundings", lambda: {"versions": {}})
@@ -344,7 +346,7 @@ def test_two_processes_in_one_directory(monkeypatch, tmp_path, capsys):
     other = subprocess.Popen(hold, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     other.stdout.readline()
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(train_dpo, "load_tokenizer", None)  # refused before anything is read
+        patch.setattr(life, "load_tokenizer", None)  # refused before anything is read
         train_dpo.main(command)
     assert f"--run-dir {tmp_path / 'run'}: another process trains in it;" in capsys.readouterr().err
     other.kill()

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
-from rewards import RewardModel
+from data import Prompt
+from rewards import RewardModel, Scorer
 
 TINY = Path(__file__).parents[1] / "tiny" / "llama"
 PREFERENCES = Path(__file__).parents[2] / "shared/data/preferences/hh_rlhf_harmless_base_test.jsonl.gz"
@@ -218,6 +219,19 @@ def test_a_long_response_is_cut_and_nothing_else(folders, form):
         model.score([row[:1]])
 
 
+def test_a_long_response_that_the_template_rewrites(folders):
+    """A run ended by one long sample, where a template such as Qwen3's leaves out the thoughts. Break: no
+    look at start < 0."""
+    model = RewardModel(folders["classifier"], max_length=150)
+    rewrites = "message.content.split('</think>')[-1]"
+    model.tokenizer.chat_template = model.tokenizer.chat_template.replace("message.content", rewrites)
+    count = " ".join(map(str, range(60)))
+    row, said = (conversation("Count, please.", text + count) for text in ("<think>So.</think>", ""))
+    ids = model._encode(0, row)
+    assert len(ids) == 150 and model.truncated == 1
+    assert ids == plain_ids(folders["classifier"], said, len(plain_ids(folders["classifier"], said)) - 150)
+
+
 def test_the_cls_token_in_a_message_is_text(folders):
     """A user, or a policy after reward, writes <|cls|>: two CLS tokens, of which one is read inside its text.
 
@@ -260,12 +274,18 @@ def test_accuracy_on_preferences(folders, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_score_that_is_not_finite_names_its_conversation(folders, form):
-    """DPO that pairs a response with itself, GRPO that blames gradients. Break: no isfinite() in score()."""
+def test_a_score_that_is_not_finite_names_its_conversation(folders, form, capsys):
+    """DPO that pairs a response with itself, GRPO that blames gradients. Breaks: no isfinite() in
+    score(); no one_line_errors() in Scorer.score()."""
     model = RewardModel(folders[form], batch_tokens=64)
     model.model.model.embed_tokens.weight.data[END] = float("nan")
     with pytest.raises(ValueError, match=f"^{folders[form]}: scores conversation 1 by nan; it ends 'the e"):
         model.score([conversation("Why?", "the end" + i * "!") for i in (40, 0)])
+    scorer = Scorer(["chat"], folders[form])
+    scorer.model = model
+    with pytest.raises(SystemExit):
+        scorer.score([Prompt("p", "chat", conversation("Why?", "")[:1], None)], ["the end"])
+    assert "by nan" in capsys.readouterr().err
 
 
 def reweighed(folder, **changes):

@@ -20,7 +20,7 @@ from conftest import wait_for_step
 import serve
 import train_dpo
 import train_grpo
-from generate import Busy, ServedGenerator, Window, check_engine, load_generator
+from generate import Busy, ServedGenerator, Window, check_engine, finished, load_generator
 from model import load_policy
 from run import read_metrics
 from sync import SyncError, sync
@@ -75,11 +75,11 @@ def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
     """Steps sampled past a sync, or twice, since they are sampled during training. A token on disk.
 
     Breaks: config.ahead alone for `end`; range(step, end) for the steps to sample; before Run() in Life, put
-    the token into config.generator_token_file.
+    the token into config.generator_token_file; no rstrip("/") of a URL.
     """
     rows, token = {}, tmp_path / "token"
     token.write_text(f"{server.servers.token}\n")
-    served = f"--generator-url {server.servers.urls[0]} --generator-token-file {token}"
+    served = f"--generator-url {server.servers.urls[0]}/ --generator-token-file {token}"
     for name, flags in (("own", ""), ("served", served)):
         script.main(f"{TRAIN} --run-dir {tmp_path / name} {flags}".split())
         rows[name] = read_metrics(tmp_path / name)
@@ -94,6 +94,20 @@ def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
     for row in (*rows["own"], *rows["served"]):
         assert row["generate_s"] + row["generator_idle_s"] == pytest.approx(row["step_s"], abs=0.1)
         assert row["trainer_idle_s"] + row["train_s"] + row["score_s"] + row["sync_s"] < row["step_s"] + 0.01
+
+
+def test_requests_pass_no_proxy(monkeypatch):
+    """A server on this machine that is not found, because requests asks the cluster's proxy for it. Break: no
+    trust_env = False."""
+    listener = http.server.HTTPServer(
+        ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
+    )  # which answers 501
+    threading.Thread(target=listener.handle_request, daemon=True).start()
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with listener, pytest.raises(serve.ServerError, match="answers 501"):
+        serve.ask(f"http://127.0.0.1:{listener.server_port}", "health", method="GET", timeout=10)
 
 
 def test_a_server_masks_what_no_text_contains(server, policy, prompts, monkeypatch):
@@ -389,6 +403,18 @@ def test_an_error_in_the_background_reaches_the_loop():
     window = Window(Failing(), iter([[]]), None, train_dpo.Config())
     with pytest.raises(serve.ServerError, match="gone"):
         window.take(0)
+
+
+def test_a_dead_server_does_not_cost_the_checkpoint():
+    """Steps since the last save, lost because a step sampled ahead failed with its server. Break: Future.done
+    for `whole` in Window.state."""
+    batches = SimpleNamespace(state_dict=list)
+    window = Window(SimpleNamespace(), batches, None, train_dpo.Config())
+    failed = serve.in_background(lambda: 1 / 0)
+    while not failed.done():
+        time.sleep(0.01)
+    window.sampled.extend([finished([]), failed, finished([])])
+    assert window.state(0) == ({"ahead": 1, "batches": []}, [])
 
 
 def test_a_dead_server_ends_the_wait(server, policy, prompts, monkeypatch):

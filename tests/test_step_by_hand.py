@@ -48,11 +48,11 @@ def both_ways(scripted, monkeypatch, checkpoints, tmp_path):
     """Run a script and the same by hand, compare metrics and weights. Returns the rows of each forward."""
 
     def call(script, by_hand, *flags):
-        engines, rows = scripted(script, [(PROMPTS, 1)], SCRIPT, noise=0.3), []
+        engines, rows = scripted([(PROMPTS, 1)], SCRIPT, noise=0.3), []
 
-        def counted(model, input_ids, *rest):
+        def counted(model, input_ids, *rest, **named):
             rows.append(len(input_ids))
-            return token_logps(model, input_ids, *rest)
+            return token_logps(model, input_ids, *rest, **named)
 
         monkeypatch.setattr("rewards.MathVerifier", Grader)
         monkeypatch.setattr(script, "token_logps", counted)

@@ -16,7 +16,7 @@ import pytest
 import evaluate
 import train_dpo
 import train_grpo
-from metrics import GLOSSARY
+from metrics import glossary
 from tables import archive, costs, dose, paper, report, temperature
 
 ROOT = Path(train_dpo.__file__).parent
@@ -134,10 +134,7 @@ def metrics_of(program):
     """The keys that a train script logs, by the glossary."""
     other = {"train_dpo.py": "GRPO: ", "train_grpo.py": "DPO: "}[program]
     return {
-        key
-        for keys, meaning in GLOSSARY.items()
-        for key in keys.split(", ")
-        if key != "true_reward" and not meaning.startswith(other)
+        key for key, meaning in glossary().items() if key != "true_reward" and not meaning.startswith(other)
     }
 
 

@@ -4,7 +4,7 @@ from flags import TINY_MODEL
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Lfm2Config, Lfm2ForCausalLM
 
 import model as model_file
 from model import checkpoint_activations, choose_attention, load_policy, sharing_pays, token_logps
@@ -258,10 +258,26 @@ def test_layers_that_cannot_be_packed(tmp_path, kind, capsys):
     assert ("--attention sdpa" in capsys.readouterr().out) == (kind == "conv")
 
 
+def test_sinks_turn_to_sdpa(tmp_path, capsys):
+    """gpt-oss that ends in its first forward on a GPU, by a flag that nobody gave. Break: no `sinks` in
+    load_policy."""
+    sizes = {
+        "vocab_size": 90,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+    }
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    GptOssForCausalLM(GptOssConfig(**sizes)).save_pretrained(tmp_path)
+    assert not model_file.packs(load_policy(str(tmp_path), attention="varlen"))
+    assert "the varlen kernel cannot compute its layers" in capsys.readouterr().out
+
+
 def test_attention_that_the_packed_kernel_lacks():
-    """Sinks left out of a softmax without a word. Break: no check in packed_attention."""
+    """Sinks left out of a softmax without a word. Break: no assertion in packed_attention."""
     rows = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(ValueError, match="--attention varlen: has no s_aux"):
+    with pytest.raises(AssertionError, match="attention needs s_aux: --attention sdpa"):
         starts = torch.tensor([0, 4])
         model_file.packed_attention(
             None, rows, rows, rows, None, cu_seq_lens_q=starts, max_length_q=4, s_aux=torch.zeros(2)

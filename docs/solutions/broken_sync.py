@@ -18,6 +18,7 @@ import flags  # noqa: E402, F401  (sets what torch reads when it is imported)
 from torch import Tensor  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 
+import life  # noqa: E402
 import train_grpo  # noqa: E402
 from generate import Generator, load_generator  # noqa: E402
 from model import digest, full_weights  # noqa: E402
@@ -66,7 +67,7 @@ def main(copy: str, proofs: str, *rest: str) -> None:
         generator.load_weights = BUGS[copy](generator.load_weights)
         return generator
 
-    train_grpo.load_generator = load_broken
+    life.load_generator = load_broken
     if proofs == "off":
         train_grpo.sync = believing_sync
     train_grpo.main(list(rest))
