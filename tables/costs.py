@@ -21,7 +21,7 @@ from flags import OutFile, one_line_errors, parse_flags  # noqa: E402
 
 from tables.archive import Run  # noqa: E402
 from tables.figures import plot_costs, row_name  # noqa: E402
-from tables.intervals import crossing, over_seeds  # noqa: E402
+from tables.intervals import crossing  # noqa: E402
 from tables.report import accuracy, check_alike, evaluations, markdown, read_row, save_table  # noqa: E402
 
 COSTS = {  # what its axis says
@@ -38,7 +38,8 @@ class Config:
     runs: list[str] = HfArg(help="Rows, as for tables/report.py, evaluated at several steps.")
     out: OutFile = HfArg(help="The figure; beside it .md and .json.")
     seconds: str | None = HfArg(
-        default=None, help="A JSON file {row: {seconds: of a step, apart: of a step}}; not there: no panel."
+        default=None,
+        help="A JSON file {row: {seconds: of a step, apart: of a step}}; not there: no panel, a line.",
     )
 
 
@@ -97,28 +98,20 @@ def write_costs(rows: dict[str, list[Run]], seconds: dict[str, dict[str, float]]
             count = sum(value is not None for value in found["step"])
             cells = [row_name(label)[0], f"{100 * level:g} %", f"{count} of {len(runs)}"]
             bound = "at most " * (min(row) in found["step"])  # reached before it was first evaluated
-            lines.append(cells + [cell(values, cost, bound) for cost, values in found.items()])
+            means = {
+                cost: None if None in values else fmean(values) / scale(cost)
+                for cost, values in found.items()
+            }
+            lines.append(cells + ["" if mean is None else f"{bound}{mean:.0f}" for mean in means.values()])
     plot_costs(points, costs, out)
     heads = ["row", "accuracy", "seeds that reach it", "steps", *costs]
     note = (
-        "Mean over training seeds ± half its 95 % interval; tokens and compute in thousands. Empty where a "
-        "seed does not reach the accuracy, or no time was measured. at most: it was reached before the first "
-        "evaluation. Seconds: steps times one timing of a step."
+        "Mean over training seeds; tokens and compute in thousands. Read off on a straight line between two "
+        "evaluations, so without an interval. Empty where a seed does not reach the accuracy, or no time was "
+        "measured. at most: it was reached before the first evaluation. Seconds: steps times one timing of a "
+        "step."
     )
     save_table([*markdown(heads, lines), "", note], reached, out.with_suffix(".md"))
-
-
-def cell(values: list[float | None], cost: str, bound: str = "") -> str:
-    """The mean of what the seeds took, with its interval: thousands for tokens, whole steps.
-
-    Seconds have none: a step's were timed once, and its scatter is not known.
-    """
-    if None in values:
-        return ""
-    estimate, unit = over_seeds(values), scale(cost)
-    known = estimate.half is not None and cost not in SECONDS
-    half = f" ± {estimate.half / unit:.0f}" if known else ""
-    return f"{bound}{estimate.mean / unit:.0f}{half}"
 
 
 def scale(cost: str) -> int:
@@ -138,6 +131,10 @@ def main(args: list[str] | None = None) -> None:
             if any("learned_tokens" not in run.metrics[0] for run in runs):
                 raise ValueError(f"--runs {label}: its metrics have no learned_tokens; older code made them")
         timed = config.seconds and Path(config.seconds).exists()
+        if config.seconds and not timed:
+            print(
+                f"--seconds {config.seconds}: not there, so no panel of time (bench/step_seconds.py makes it)"
+            )
         seconds = json.loads(Path(config.seconds).read_text(encoding="utf-8")) if timed else {}
         write_costs(rows, seconds, Path(config.out))
 

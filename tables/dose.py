@@ -66,8 +66,8 @@ def main(args: list[str] | None = None) -> None:
                 raise ValueError(f"--step {config.step}: {', '.join(lacking)} has no such evaluation")
             offline, semi = offline[config.step], semi[config.step]
             every += [*seed[0].values(), *offline.values(), *semi.values()]
-            names = f"{Path(rows[2]).name}:{Path(rows[1]).name}"
-            gap = difference(semi, offline, names)
+            names = f"{Path(rows[1]).name}:{Path(rows[2]).name}"
+            gap = difference(offline, semi, names)
             found[share] = {"seed": accuracy(seed[0]), "dpo-inf": accuracy(offline), "dpo-10": accuracy(semi)}
             numbers["accuracy"][share] = {row: asdict(e) for row, e in found[share].items()}
             numbers["difference"][names] = {config.step: asdict(gap)}
@@ -75,7 +75,7 @@ def main(args: list[str] | None = None) -> None:
             says = verdict(gap, config.margin / 100)
             lines.append([f"{100 * share:g} %", *cells, signed(gap), says])
         check_alike(every, "tables/dose.py")
-        heads = ["good answers taught", *(ROWS[row][0] for row in found[share]), "s = 10 less offline", ""]
+        heads = ["good answers taught", *(ROWS[row][0] for row in found[share]), "offline less s = 10", ""]
         note = f"Accuracy in percent at step {config.step}; 95 % intervals over training seeds and problems."
         out = Path(config.out)
         save_table([*markdown(heads, lines), "", note], numbers, out)

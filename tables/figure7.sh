@@ -15,4 +15,4 @@ done | N=0 bash tables/run.sh
 .venv/bin/python tables/report.py --names dpo-1=chat-only --smooth 10 \
   --runs "results/$name/math-fixed" results/${AT}table3/math results/${AT}table2/dpo-1 \
   --panels entropy length math_reward chat_reward --compare math-fixed:chat-only math-fixed:math \
-  --compare-metrics entropy length --out "results/$name/curves.png"
+  --compare-metrics entropy entropy/first length --out "results/$name/curves.png"

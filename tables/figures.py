@@ -42,6 +42,7 @@ CORRECTIONS = {  # of GRPO on stale responses: its colour
 }  # fmt: skip
 ROWS = {  # the folder of a row's runs: its name in figures and tables, its colour, and a line that is not "-"
     "seed": ("seed model", "#777777"),
+    "first": ("its first checkpoint", "#777777"),
     "dpo-inf": ("offline", "#b2182b"),
     "dpo-100": ("s = 100", "#ef8a62"),
     "dpo-10": ("s = 10", "#74add1"),
@@ -102,7 +103,8 @@ def row_name(label: str) -> tuple[str, str | None, str]:
     if first == "qwen" and rest in ROWS:
         return f"Qwen, {ROWS[rest][0]}", ROWS[rest][1], "--"
     if rest in CORRECTIONS and f"dpo-{first}" in ROWS:
-        return f"{ROWS[f'dpo-{first}'][0]}, {rest}", CORRECTIONS[rest], "-" if first == "inf" else "--"
+        how = rest.replace("none", "no correction")
+        return f"{ROWS[f'dpo-{first}'][0]}, {how}", CORRECTIONS[rest], "-" if first == "inf" else "--"
     share, _, s = rest.partition("-")
     if first == "good" and f"dpo-{s}" in ROWS:  # good-42-inf: tables/dose.sh
         return f"{int(share)} % good, {ROWS[f'dpo-{s}'][0]}", ROWS[f"dpo-{s}"][1], "-"
@@ -229,9 +231,13 @@ def plot_table(table: dict[str, dict[int, Estimate]], beside: str | None, out: P
             if label in paper.ROWS[beside]:
                 center, error = paper.ROWS[beside][label][column]
                 axis.errorbar(x, center, yerr=error, fmt="s", color=colour, capsize=4)
-        axis.set_title(f"paper, {columns[column]}", fontsize=11)
+        axis.set_title(f"paper, {columns[column]}: its errors", fontsize=11)
+    ticks = [  # with the step, where rows end at different ones
+        f"{name} ({max(row)})" if len(last) > 1 and max(row) else name
+        for (name, _, _), row in zip(names, table.values(), strict=True)
+    ]
     for axis in axes:
-        axis.set_xticks(range(len(names)), [name for name, _, _ in names], rotation=35, ha="right")
+        axis.set_xticks(range(len(names)), ticks, rotation=35, ha="right")
         axis.set_xlim(-0.5, len(names) - 0.5)
         axis.set_ylabel("accuracy (%)")
     save(figure, out)

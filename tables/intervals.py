@@ -21,41 +21,9 @@ import numpy as np
 NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
 # Student's t: the 97.5 % quantile of 1 to 30 degrees of freedom.
 T975 = (
-    *(
-        12.706,
-        4.303,
-        3.182,
-        2.776,
-        2.571,
-        2.447,
-        2.365,
-        2.306,
-        2.262,
-        2.228,
-        2.201,
-        2.179,
-        2.160,
-        2.145,
-        2.131,
-    ),
-    *(
-        2.120,
-        2.110,
-        2.101,
-        2.093,
-        2.086,
-        2.080,
-        2.074,
-        2.069,
-        2.064,
-        2.060,
-        2.056,
-        2.052,
-        2.048,
-        2.045,
-        2.042,
-    ),
-)
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 def t975(freedom: int) -> float:
@@ -114,6 +82,11 @@ def over_seeds_and_problems(values: list[list[float]]) -> Estimate:
     return Estimate(float(table.mean()), float(half), seeds)
 
 
+def over(values: list[float] | list[list[float]]) -> Estimate:
+    """over_seeds of one number a seed, or over_seeds_and_problems of one number a problem each."""
+    return over_seeds_and_problems(values) if isinstance(values[0], list) else over_seeds(values)
+
+
 def verdict(difference: Estimate, margin: float) -> str:
     """What an interval of a difference says: better, worse, the same within the margin, or cannot tell.
 
@@ -132,8 +105,11 @@ def verdict(difference: Estimate, margin: float) -> str:
 
 
 def direction(difference: Estimate) -> str:
-    """verdict of a number that is neither good nor bad, and has no margin: higher, lower, or cannot tell."""
-    says = verdict(difference, 0.0)
+    """What an interval says of a number that is neither good nor bad: higher, lower, or cannot tell.
+
+    An interval of width 0, where all seeds are equal, decides nothing: the next seed need not be.
+    """
+    says = verdict(difference, -1.0) if difference.half else "cannot tell"  # a margin that nothing is within
     return {"better": "higher", "worse": "lower"}.get(says, says)
 
 
@@ -187,8 +163,8 @@ def places(half: float | None) -> int:
 
 
 def signed(estimate: Estimate, scale: float = 100.0, digits: int = 1) -> str:
-    """A difference and its interval: "+1.2 [-0.3, 2.7]"."""
-    if estimate.half is None or math.isnan(estimate.half):
-        return f"{scale * estimate.mean:+.{digits}f}"
-    low, high = scale * estimate.low, scale * estimate.high
-    return f"{scale * estimate.mean:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    """A difference and its interval: "+1.2 [-0.3, 2.7]". Zero has no minus."""
+    ends = [] if estimate.half is None or math.isnan(estimate.half) else [estimate.low, estimate.high]
+    mean, *ends = (round(scale * number, digits) + 0.0 for number in (estimate.mean, *ends))
+    interval = f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else ""
+    return f"{mean:+.{digits}f}{interval}"

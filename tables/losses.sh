@@ -22,4 +22,4 @@ mapfile -t pairs < <(of_rows "dpo-10 ${rows[*]}" {group-dpo,nll,entropy-5e-4,ent
   group-dpo-grpo-10:group-dpo-10)
 .venv/bin/python tables/report.py --runs "results/${AT}table1/dpo-10" "${rows[@]/#/$out/}" --smooth 10 $UNTIL \
   --panels reward policy_entropy length --out "$out/curves.png" --table "$out/table.md" \
-  --compare "${pairs[@]}" --compare-metrics reward policy_entropy length
+  --compare "${pairs[@]}" --compare-metrics reward entropy entropy/first policy_entropy length

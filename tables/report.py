@@ -17,6 +17,7 @@ names the runs dpo-1/0, dpo-1/1 and dpo-1/2 in results/table1/runs.jsonl.gz.
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -37,8 +38,8 @@ from tables.figures import plot_curves, plot_table, row_name  # noqa: E402
 from tables.intervals import (  # noqa: E402
     Estimate,
     direction,
+    over,
     over_seeds,
-    over_seeds_and_problems,
     places,
     seeds_needed,
     shown,
@@ -84,7 +85,9 @@ class Config:
         default_factory=list, help="Differences of two rows each, as dpo-1:dpo-10, in every table."
     )
     compare_metrics: list[str] = HfArg(
-        default_factory=list, help="Metrics that --compare compares, too: beside the figure, differences.md."
+        default_factory=list,
+        help="Metrics that --compare compares, too: beside the figure, differences.md. METRIC/first: the "
+        "share that is left of it at the end.",
     )
     last: Count = HfArg(default=20, help="--compare-metrics takes a metric's mean over so many last steps.")
     margin: Positive = HfArg(
@@ -144,9 +147,15 @@ def check_alike(evaluations: list[dict], where: str) -> None:
 # --- Tables ---
 
 
-def shares(evaluation: dict) -> list[float] | None:
-    """The share of right answers to each problem; None where an evaluation keeps no counts."""
-    return [count / evaluation["n"] for count in evaluation["right"]] if "right" in evaluation else None
+def shares(evaluations: Iterable[dict], whole: float = 1.0) -> list[list[float]] | list[float]:
+    """Of each evaluation the share of right answers to each problem; its accuracy if any keeps no counts.
+
+    whole: what all right answers come to; 100 for percent.
+    """
+    evaluations = list(evaluations)
+    if any("right" not in one for one in evaluations):
+        return [whole * one["accuracy"] for one in evaluations]
+    return [[whole * count / one["n"] for count in one["right"]] for one in evaluations]
 
 
 def accuracy(several: dict[str, dict]) -> Estimate:
@@ -154,10 +163,7 @@ def accuracy(several: dict[str, dict]) -> Estimate:
 
     Of seeds and problems; of seeds alone where an evaluation keeps no counts.
     """
-    found = [shares(evaluation) for evaluation in several.values()]
-    if None in found:
-        return over_seeds([evaluation["accuracy"] for evaluation in several.values()])
-    return over_seeds_and_problems(found)
+    return over(shares(several.values()))
 
 
 def seeds_in_common(a: dict[str, dict], b: dict[str, dict], names: str) -> list[str]:
@@ -168,6 +174,11 @@ def seeds_in_common(a: dict[str, dict], b: dict[str, dict], names: str) -> list[
     return both
 
 
+def less(x: float | list[float], y: float | list[float]) -> float | list[float]:
+    """x - y, of numbers or of lists."""
+    return [i - j for i, j in zip(x, y, strict=True)] if isinstance(x, list) else x - y
+
+
 def difference(a: dict[str, dict], b: dict[str, dict], names: str) -> Estimate:
     """The accuracy of one row less that of another at one step, {training seed: evaluation} each.
 
@@ -175,10 +186,8 @@ def difference(a: dict[str, dict], b: dict[str, dict], names: str) -> Estimate:
     one line if no seed is in both.
     """
     both = seeds_in_common(a, b, names)
-    pairs = [(shares(a[seed]), shares(b[seed])) for seed in both]
-    if any(None in pair for pair in pairs):
-        return over_seeds([a[seed]["accuracy"] - b[seed]["accuracy"] for seed in both])
-    return over_seeds_and_problems([[x - y for x, y in zip(*pair, strict=True)] for pair in pairs])
+    found = shares(side[seed] for side in (a, b) for seed in both)
+    return over([less(x, y) for x, y in zip(found[: len(both)], found[len(both) :], strict=True)])
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -275,9 +284,11 @@ def comparison_lines(differences: dict[str, dict[int, Estimate]], margin: float)
     return ["", *markdown(heads, rows), "", note]
 
 
-def differences_of(values: dict[str, dict[str, dict[str, float]]], pairs: list[str]) -> dict[str, dict]:
+def differences_of(values: dict[str, dict[str, dict]], pairs: list[str]) -> dict[str, dict]:
     """Differences of any numbers, {label: {training seed: {what: number}}}, paired by training seed.
 
+    A list instead of a number has one of each problem or request: then the pairs are of these, too, and the
+    interval is of both.
     {"A:B": {what: {"first", "second": the rows' means, "mean", "half", "seeds": of the difference, "verdict",
     "seeds_to_tell"}}}. There is no margin, so the verdict is higher, lower or cannot tell. ValueError in one
     line without a seed in common.
@@ -291,30 +302,32 @@ def differences_of(values: dict[str, dict[str, dict[str, float]]], pairs: list[s
         for what in both:  # the seed model lacks some, and Elo is of the seeds that all rows have
             of = [seed for seed in seeds if what in a[seed] and what in b[seed]]
             first, second = ([side[seed][what] for seed in of] for side in (a, b))
-            estimate = over_seeds([x - y for x, y in zip(first, second, strict=True)])
+            estimate = over([less(x, y) for x, y in zip(first, second, strict=True)])
             says = direction(estimate)
             row[what] = {
-                "first": fmean(first),
-                "second": fmean(second),
+                "first": over(first).mean,
+                "second": over(second).mean,
                 **asdict(estimate),
                 "verdict": says,
-                "seeds_to_tell": seeds_needed(estimate, 0.0) if says == "cannot tell" else None,
+                "seeds_to_tell": seeds_needed(estimate, 0.0)
+                if says == "cannot tell" and estimate.half
+                else None,
             }
     return differences
 
 
 def difference_lines(differences: dict[str, dict], what: str) -> list[str]:
     """differences_of as lines of Markdown."""
-    heads, rows = ["rows", what, "first", "second", "difference", "the first is", "seeds to tell"], []
+    heads = ["rows", what, "seeds", "first", "second", "difference", "the first is", "seeds to tell"]
+    rows = []
     for names, row in differences.items():
         names, _, step = names.partition(" at ")
         a, b = (row_name(label)[0] for label in names.split(":"))
         at = f", step {step}" if step else ""
         for key, found in row.items():
             digits = places(found["half"])
-            rows.append(
-                [f"{a} less {b}{at}", key, *(f"{found[side]:.{digits}f}" for side in ("first", "second"))]
-            )
+            sides = (f"{found[side]:.{digits}f}" for side in ("first", "second"))
+            rows.append([f"{a} less {b}{at}", key, str(found["seeds"]), *sides])
             interval = signed(Estimate(found["mean"], found["half"], found["seeds"]), 1.0, digits)
             unknown = "over 1000" if found["verdict"] == "cannot tell" and found["half"] else ""
             rows[-1] += [interval, found["verdict"], str(found["seeds_to_tell"] or unknown)]
@@ -342,23 +355,30 @@ def other_differences(found: dict[str, Row], pairs: list[str]) -> dict[str, dict
 
 def write_metric_differences(rows: dict[str, list[Run]], config: Config, out: Path) -> None:
     """Write --compare-metrics beside the figure `out`: differences.md, and .json."""
+
+    def mean(run, key, metrics):
+        found = [row[key] for row in metrics if row.get(key) is not None]
+        if not found:
+            raise ValueError(f"--compare-metrics {key}: not a metric of {run.name}")
+        return fmean(found)
+
     values = {}
     for label, runs in rows.items():
-        for run in runs:
-            metrics = with_task(run)[: config.until][-config.last :] if run.metrics else []
-            of = {
-                key: [row[key] for row in metrics if row.get(key) is not None]
-                for key in config.compare_metrics
-            }
-            if missing := [key for key, found in of.items() if metrics and not found]:
-                raise ValueError(f"--compare-metrics {' '.join(missing)}: not a metric of {run.name}")
-            if metrics:
-                values.setdefault(label, {})[run.seed] = {key: fmean(found) for key, found in of.items()}
+        for run in (run for run in runs if run.metrics):
+            metrics, row = with_task(run)[: config.until], {}
+            for name in config.compare_metrics:
+                key, _, first = name.partition("/")
+                row[name] = mean(run, key, metrics[-config.last :])
+                if first:
+                    row[name] /= mean(run, key, metrics[: config.last])
+            values.setdefault(label, {})[run.seed] = row
     differences = differences_of(values, config.compare)
     note = (
         f"Means over the last {config.last} steps and training seeds; differences with 95 % intervals, "
         "paired by training seed. seeds to tell: that many would decide, if mean and scatter stay."
     )
+    if any(name.endswith("/first") for name in config.compare_metrics):
+        note += f" /first: as a share of the mean over the first {config.last} steps."
     save_table(
         [*difference_lines(differences, "metric"), "", note], differences, out.with_name("differences.md")
     )
@@ -499,9 +519,9 @@ def elo_of_problems(found: dict[str, Row]) -> dict[str, list[float]]:
     return ratings if any(ratings.values()) else {}
 
 
-def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, list[float]]]:
-    """The columns of a table, {label: {column: [a value for each training seed]}}, from each row's answers
-    {label: {training seed: [dict, ...]}}.
+def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, list]]:
+    """The columns of a table, {label: {column: [for each training seed a list, one number a request]}}, from
+    each row's answers {label: {training seed: [dict, ...]}}. Elo has one number a training seed.
 
     elo: by the true reward where it is known, else by the learned one, the runs of one training seed that all
     rows have against each other; the seed model, which has no training seed, is in all of them.
@@ -515,8 +535,7 @@ def chat_columns(answers: dict[str, dict[str, list[dict]]]) -> dict[str, dict[st
         del columns["true_reward"]
     table = {
         label: {
-            name: [fmean(row[key] for row in rows) for rows in seeds.values()]
-            for name, key in columns.items()
+            name: [[row[key] for row in rows] for rows in seeds.values()] for name, key in columns.items()
         }
         for label, seeds in answers.items()
     }
@@ -542,37 +561,37 @@ def write_chat_table(
     several = {label: evaluations(runs) for label, runs in rows.items()}
     several = {label: [*(row.get(step) or row.get(0) or {}).values()] for label, row in several.items()}
     check_alike([one for row in several.values() for one in row], f"--chat-table {out}")
-    table = {
-        label: {"accuracy": [100 * one["accuracy"] for one in several[label]], **row}
-        for label, row in table.items()
-    }
+    table = {label: {"accuracy": shares(several[label], 100), **row} for label, row in table.items()}
     heads = list(next(iter(table.values())))
     named = [f"paper: {column}" for column in paper.COLUMNS.get(beside, ())]
-    lines = [
-        f"| {' | '.join(['row', 'seeds', *heads, *named])} |",
-        "|" + "---|" * (2 + len(heads) + len(named)),
-    ]
+    cells = []
     for label, row in table.items():
-        cells = [str(len(found[label]))]
-        cells += [with_interval(over_seeds(row[head])) if row[head] else "" for head in heads]
-        if beside:
-            cells += [str(value) for value, _ in paper.ROWS[beside].get(label, [("", None)] * len(named))]
-        lines.append(f"| {' | '.join([row_name(label)[0], *cells])} |")
-    lines += ["", "Here: mean over training seeds ± half its 95 % interval; accuracy in percent."]
+        ours = [with_interval(over(row[head])) if row[head] else "" for head in heads]
+        theirs = paper.ROWS[beside].get(label, [("", None)] * len(named)) if beside else []
+        cells.append(
+            [row_name(label)[0], str(len(found[label])), *ours, *(str(value) for value, _ in theirs)]
+        )
+    lines = markdown(["row", "seeds", *heads, *named], cells)
+    lines += [
+        "",
+        "Mean over training seeds ± half its 95 % interval, which is of seeds and of requests or problems "
+        "(Elo: of seeds alone; the seed model was measured once). Accuracy in percent.",
+    ]
+    numbers = {
+        label: {head: [over([value]).mean for value in column] for head, column in row.items()}
+        for label, row in table.items()
+    }
     if pairs:
-        differences = differences_of(by_seed(table, found), pairs)
+        numbers["difference"] = differences_of(by_seed(table, found), pairs)
+        lines += ["", *difference_lines(numbers["difference"], "column"), ""]
         lines += [
-            "",
-            *difference_lines(differences, "column"),
-            "",
-            "Paired by training seed; 95 % intervals.",
+            "Paired by training seed, and by request or problem; 95 % intervals of both (Elo: of seeds)."
         ]
-        table = {**table, "difference": differences}
-    save_table(lines, table, out)
+    save_table(lines, numbers, out)
 
 
 def by_seed(table: dict[str, dict[str, list]], found: dict[str, dict]) -> dict[str, dict[str, dict]]:
-    """The columns of a table as {label: {training seed: {column: value}}}; the seed model is in all seeds.
+    """A table's columns as {label: {training seed: {column: number or list}}}; the seed model has all seeds.
 
     Elo has a value for each training seed that all rows have.
     """

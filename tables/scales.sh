@@ -3,7 +3,7 @@
 # Table 1 was run, paper never.
 case "${1:-laptop}" in
   laptop) # two cores, minutes a run: the embedded model
-    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="50 100 200" FOUR="25 50 75 100"
+    AT='' MODEL=tiny/llama FAMILY=tiny/qwen3 LONG=200 SHORT=100 SAVE=25 EARLY="25 50 100 200" FOUR="25 50 75 100"
     DPO="--lr 5e-5" GRPO="--lr 2e-4" FAST=2e-4 # the first two chosen by tables/sweep.sh
     export N=${N:-8}
     CHAT_MODEL=tiny/chat REWARD_MODEL=tiny/reward REQUESTS=tiny@test MATH_DPO=$DPO
@@ -24,8 +24,8 @@ case "${1:-laptop}" in
     CHAT_MODEL=$MODEL REWARD_MODEL=Skywork/Skywork-Reward-V2-Qwen3-0.6B
     REQUESTS=allenai/WildChat-1M@test CHAT="--model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 512"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --lr 1e-6" CHAT_DPO="$CHAT_GRPO --beta 0.01"
-    BOTH_DPO="$CHAT --data math=models/one_digit.jsonl@train:1 chat=allenai/WildChat-1M:1"
-    BOTH_GRPO="$BOTH_DPO --lr 1e-6 --max-new-tokens math=64,chat=512" BOTH_DPO="$BOTH_GRPO --beta 0.01"
+    BOTH="--data math=models/one_digit.jsonl@train:1 chat=allenai/WildChat-1M:1 --max-new-tokens math=64,chat=512"
+    BOTH_GRPO="$CHAT $BOTH --lr 1e-6" BOTH_DPO="$CHAT $BOTH --lr 1e-6 --beta 0.01"
     ;;
   paper) # a node of eight large GPUs: the paper's Table 4
     AT=paper/ MODEL=meta-llama/Llama-3.1-8B-Instruct
@@ -42,8 +42,8 @@ case "${1:-laptop}" in
     CHAT="$COMMON --model $MODEL --reward-model $REWARD_MODEL --max-new-tokens 1024"
     CHAT_GRPO="$CHAT --data chat=allenai/WildChat-1M --prompts-per-step 32" CHAT_DPO="$CHAT_GRPO --beta 0.01"
     # The paper's mixture is 2 to 1 in a batch of 32, which is no multiple of 3.
-    BOTH_DPO="$CHAT --data math=AI-MO/NuminaMath-CoT:2 chat=allenai/WildChat-1M:1 --prompts-per-step 48"
-    BOTH_GRPO="$BOTH_DPO --max-new-tokens math=2048,chat=1024" BOTH_DPO="$BOTH_GRPO --beta 0.01"
+    BOTH="--data math=AI-MO/NuminaMath-CoT:2 chat=allenai/WildChat-1M:1 --max-new-tokens math=2048,chat=1024"
+    BOTH_GRPO="$CHAT --prompts-per-step 48 $BOTH" BOTH_DPO="$CHAT --prompts-per-step 48 $BOTH --beta 0.01"
     ;;
   *)
     echo "$0: laptop, gpu or paper, not $1" >&2

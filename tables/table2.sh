@@ -23,7 +23,7 @@ name=${AT}table2 out=results/${AT}table2
 .venv/bin/python tables/report.py --runs "$out/"{seed,dpo-inf,dpo-10,dpo-5,dpo-1,grpo} --smooth 10 $UNTIL \
   --panels reward ${TRUTH:-} length entropy --out "$out/curves.png" \
   --chat-table "$out/table.md" --chat-step "$HALF" --paper table2 \
-  --compare {dpo-inf,dpo-10,dpo-5,grpo}:dpo-1 {dpo-inf,dpo-10,dpo-1,grpo}:seed
+  --compare {dpo-inf,dpo-10,dpo-5,grpo}:dpo-1 {dpo-inf,dpo-10,dpo-5,dpo-1,grpo}:seed
 .venv/bin/python tables/report.py --runs "$out/"{seed,dpo-100,dpo-10} --smooth 10 \
   --panels reward ${TRUTH:-} length entropy --out "$out/long.png" --chat-table "$out/long.md" \
   --chat-step "$LAST" --compare dpo-100:dpo-10 dpo-{100,10}:seed

@@ -20,5 +20,5 @@ done | bash tables/run.sh
 .venv/bin/python tables/report.py --names dpo-1=chat-only --smooth 10 \
   --runs results/${AT}table2/{seed,dpo-1} "$out/"{math,both,both-10,both-grpo,chat-then-math} \
   --panels math_reward chat_reward length entropy --out "$out/curves.png" \
-  --chat-table "$out/table.md" --chat-step "$HALF" --paper table3 --compare {math,chat-only}:seed \
+  --chat-table "$out/table.md" --chat-step "$HALF" --paper table3 --compare {math,chat-only,both}:seed \
   both:{chat-only,math} both-10:both both-grpo:both chat-then-math:{chat-only,math}

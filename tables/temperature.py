@@ -8,6 +8,7 @@ and curves.png.
 
 import sys
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, onl
 from flags import OutFile, one_line_errors, parse_flags  # noqa: E402
 
 from tables.figures import plot_curves, row_name  # noqa: E402
-from tables.intervals import over_seeds  # noqa: E402
+from tables.intervals import over  # noqa: E402
 from tables.report import (  # noqa: E402
     SEED_ROW,
     check_alike,
@@ -39,15 +40,15 @@ class Config:
     out: OutFile = HfArg(help="A Markdown file; beside it .json and curves.png.")
 
 
-def course(run) -> list[dict]:
-    """A run's mean rewards at each checkpoint, by step: [{"step": int, "reward": float, ...}, ...]."""
-    return [
-        {"step": int(step), **{key: fmean(row[key] for row in rows) for key in REWARDS if key in rows[0]}}
+def course(run) -> dict[int, dict[str, list]]:
+    """The rewards of a run's answers at each checkpoint: {step: {"reward": [one a request], ...}}."""
+    return {
+        int(step): {key: [row[key] for row in rows] for key in ("id", *REWARDS) if key in rows[0]}
         for step, rows in sorted(run.answers.items(), key=lambda item: int(item[0]))
-    ]
+    }
 
 
-def courses(rows: list[str]) -> dict[str, dict[str, list[dict]]]:
+def courses(rows: list[str]) -> dict[str, dict[str, dict]]:
     """{ROW-at-TEMPERATURE: {training seed: course()}}, each from the seed model on.
 
     ValueError in one line if a temperature lacks its seed model, or its answers were not sampled alike.
@@ -62,40 +63,63 @@ def courses(rows: list[str]) -> dict[str, dict[str, list[dict]]]:
         if seed not in runs:
             raise ValueError(f"--runs: {label} needs {seed} beside it")
         check_alike([one for run in (*runs[seed], *several) for one in run.chat.values()], f"--runs {label}")
-        found[label] = {run.seed: course(runs[seed][0]) + course(run) for run in several}
+        found[label] = {run.seed: course(runs[seed][0]) | course(run) for run in several}
+    every = [at for seeds in found.values() for run in seeds.values() for at in run.values()]
+    if any(at["id"] != every[0]["id"] for at in every):
+        raise ValueError("--runs: not all answer the same requests; evaluate all alike")
     return found
+
+
+def differences_to_tell(found: dict[str, dict[str, dict]], known: list[str]) -> dict[str, dict]:
+    """Differences of the last checkpoint's rewards (report.differences_of): less the seed model's, less the
+    first checkpoint's, and of each temperature less the higher ones.
+    """
+
+    def at(label, place):
+        return {s: {key: run[sorted(run)[place]][key] for key in known} for s, run in found[label].items()}
+
+    differences = {}
+    for label in found:
+        for other, place in ((SEED_ROW, 0), ("first", 1)):
+            two = {label: at(label, -1), other: at(label, place)}
+            differences |= differences_of(two, [f"{label}:{other}"])
+    for a, b in combinations(sorted(found), 2):
+        if a.partition("-at-")[0] == b.partition("-at-")[0]:
+            differences |= differences_of({a: at(a, -1), b: at(b, -1)}, [f"{a}:{b}"])
+    return differences
 
 
 def main(args: list[str] | None = None) -> None:
     config = parse_flags(Config, args)
     with one_line_errors():
         found = courses(config.runs)
-        steps = sorted({row["step"] for seeds in found.values() for rows in seeds.values() for row in rows})
-        known = [key for key in REWARDS if all(key in seeds[s][0] for seeds in found.values() for s in seeds)]
-        lines, differences = [], {}
+        runs = [run for seeds in found.values() for run in seeds.values()]
+        known = [key for key in REWARDS if all(key in at for run in runs for at in run.values())]
+        steps, lines = sorted({step for run in runs for step in run}), []
         for key in known:
             for label, seeds in found.items():
                 cells = [row_name(label)[0], key, str(len(seeds))]
                 for step in steps:
-                    at = [row[key] for rows in seeds.values() for row in rows if row["step"] == step]
+                    at = [run[step][key] for run in seeds.values() if step in run]
                     # before training there is one model, which was measured once
-                    cells.append(with_interval(over_seeds(at)) if step else f"{at[0]:.2f}")
+                    cells.append(with_interval(over(at)) if step else f"{fmean(at[0]):.2f}")
                 lines.append(cells)
-        for label, seeds in found.items():
-            of = {  # at the last checkpoint and before training, whose answers are the same for all
-                name: {seed: {key: rows[i][key] for key in known} for seed, rows in seeds.items()}
-                for name, i in ((label, -1), ("seed", 0))
-            }
-            differences |= differences_of(of, [f"{label}:seed"])
+        differences = differences_to_tell(found, known)
         out = Path(config.out)
         note = (
-            "Mean over training seeds ± half its 95 % interval, one answer to each request. Differences: the "
-            "last checkpoint less the seed model at that temperature; 95 % intervals over training seeds."
+            "Mean over training seeds ± half its 95 % interval, one answer to each request. Differences: of "
+            "the last checkpoint. All intervals are of training seeds and requests."
         )
         heads = ["row", "reward", "seeds", *(f"step {step}" for step in steps)]
         table = [*markdown(heads, lines), "", *difference_lines(differences, "reward"), "", note]
         save_table(table, {"difference": differences}, out)
-        rows = {label: list(seeds.values()) for label, seeds in found.items()}
+        rows = {
+            label: [
+                [{"step": step, **{key: fmean(at[key]) for key in known}} for step, at in run.items()]
+                for run in seeds.values()
+            ]
+            for label, seeds in found.items()
+        }
         plot_curves(rows, known, 1, out.with_name("curves.png"))
 
 

@@ -43,8 +43,10 @@ def test_what_was_not_run_is_named(tmp_path, monkeypatch):
     found = {"difference": {"a:b": found}}
     (tmp_path / "table1" / "table.json").write_text(json.dumps(found))
     some = [("one", "table1", "a:b"), ("two", "dose", "a:b"), ("three", "table1", "a:c")]
-    some = [Claim(says, f"{table}/table.json", names, "worse") for says, table, names in some]
+    some = [Claim(says, table, names, "worse") for says, table, names in some]
+    some.append(Claim("four", "table1", "a:b", "worse", step="25"))
     monkeypatch.setattr(claims, "CLAIMS", some)
-    *_, one, two, three = claims.table(tmp_path).splitlines()
+    *_, one, two, three, four = claims.table(tmp_path).splitlines()
     assert one == "| one | a less b | -50.0 [-60.0, -40.0] (step 100) | 5 | [agrees](table1/README.md) |"
-    assert two.endswith("| not run: `tables/dose.sh` |") and three.endswith("| not run: `tables/table1.sh` |")
+    assert two.endswith("| [not run](dose/README.md) |")
+    assert all(line.endswith("| [not run](table1/README.md) |") for line in (three, four))

@@ -109,7 +109,7 @@ def test_differences_are_paired_by_seed_and_problem(counted):
     written = json.loads((counted / "t.json").read_text())["difference"]["dpo-1-x:dpo-10-x"]["100"]
     d = [[(a - b) / 2 for a, b in zip(*pair, strict=True)] for pair in zip(*COUNTS.values(), strict=True)]
     d = [[-x for x in row] for row in d]
-    expected = report.over_seeds_and_problems(d)
+    expected = report.over(d)
     assert written == {"mean": pytest.approx(expected.mean), "half": pytest.approx(expected.half), "seeds": 3}
     assert expected.mean == pytest.approx(0.4 / 3) and 4.303 * 0.2 / 3 <= expected.half < 1
     text = (counted / "t.md").read_text()
@@ -119,7 +119,7 @@ def test_differences_are_paired_by_seed_and_problem(counted):
     others = json.loads((counted / "t.json").read_text())["others"]["dpo-1-x:dpo-10-x at 100"]
     assert (others["pass@2"]["first"], others["pass@2"]["second"]) == pytest.approx((1100 / 15, 60))
     assert others["pass@2"]["half"] == pytest.approx(4.303 * 20 / 3) and others["greedy"]["mean"] == 0
-    assert "| dpo-1-x less dpo-10-x, step 100 | pass@2 | 73 | 60 | +13 [-15, 42] | cannot tell |" in text
+    assert "| dpo-1-x less dpo-10-x, step 100 | pass@2 | 3 | 73 | 60 | +13 [-15, 42] | cannot tell |" in text
 
 
 def test_elo_on_problems():
@@ -147,8 +147,9 @@ def test_the_ends_of_curves_are_compared_by_training_seed(tmp_path, capsys):
     """A difference of bands that cover each other, read from another part of the curve or from other seeds.
 
     Breaks: [: config.last] in write_metric_differences; first and second exchanged; no config.until; a zip of
-    the rows' runs in place of the seeds in common. By hand: of seeds 0 to 2 the means over the last 2 of 4
-    steps differ by 1, 1 and 4: mean 2, deviation sqrt(3), so half of the interval is 4.303 sqrt(3) / sqrt(3).
+    the rows' runs in place of the seeds in common; the last steps for both in METRIC/first.
+    By hand: of seeds 0 to 2 the means over the last 2 of 4 steps differ by 1, 1 and 4: mean 2, deviation
+    sqrt(3), so half of the interval is 4.303 sqrt(3) / sqrt(3).
     """
     ends = {"dpo-1": (5, 15, 25), "nll-1": (6, 16, 29, 99)}  # the last has a seed that dpo-1 lacks
     for row, values in ends.items():
@@ -166,7 +167,10 @@ def test_the_ends_of_curves_are_compared_by_training_seed(tmp_path, capsys):
     assert found["half"] == pytest.approx(4.303) and found["verdict"] == "cannot tell"
     line = (tmp_path / "differences.md").read_text().splitlines()[2]
     numbers = "17.0 | 15.0 | +2.0 [-2.3, 6.3] | cannot tell | 6"
-    assert line == f"| online, with NLL less online | reward | {numbers} |"
+    assert line == f"| online, with NLL less online | reward | 3 | {numbers} |"
+    report.main([*flags, "reward/first"])  # 17 and 15 of the 100 at first
+    (found,) = json.loads((tmp_path / "differences.json").read_text())["nll-1:dpo-1"].values()
+    assert (found["first"], found["second"], found["half"]) == pytest.approx((0.17, 0.15, 0.04303), abs=1e-6)
     # So many seeds n that t(n - 1) sqrt(3 / n) < 2: 2.571 sqrt(3 / 6) = 1.82, but 2.776 sqrt(3 / 5) = 2.15.
     for bad in "x", "y":
         with pytest.raises(SystemExit):
@@ -178,13 +182,16 @@ def test_the_ends_of_curves_are_compared_by_training_seed(tmp_path, capsys):
     ("mean", "says"), [(5.0, "higher"), (-5.0, "lower"), (0.1, "cannot tell")], ids=lambda value: str(value)
 )
 def test_without_a_margin_a_difference_is_higher_lower_or_unknown(mean, says):
-    """ "same" without a margin, or a sign lost. Breaks: the names exchanged; verdict(estimate, 10)."""
+    """ "same" without a margin, or of equal seeds, or a sign lost. Breaks: the names exchanged;
+    verdict(difference, 10); no look at half in direction."""
     values = {
         "a": {seed: {"x": mean + at} for at, seed in enumerate("012")},
         "b": {seed: {"x": 0.0} for seed in "012"},
     }
     (found,) = report.differences_of(values, ["a:b"])["a:b"].values()
     assert found["verdict"] == says and (found["seeds_to_tell"] is None) == (says != "cannot tell")
+    (found,) = report.differences_of({**values, "a": values["b"]}, ["a:b"])["a:b"].values()
+    assert (found["half"], found["verdict"], found["seeds_to_tell"]) == (0, "cannot tell", None)
 
 
 @pytest.mark.parametrize(
@@ -367,8 +374,13 @@ def test_an_archive_gives_the_same_chat_table(chat, keep, tmp_path_factory):
 
 
 def test_chat_table_by_hand(chat, capsys):
-    """A hacked reward that also decides who wins. Break: "reward" for judged_by; the mean over both seeds'
-    answers; the seed model left out of the second seed's battles."""
+    """A hacked reward that also decides who wins; an interval that leaves out which requests were asked.
+
+    Breaks: "reward" for judged_by; the mean over both seeds' answers; the seed model left out of the second
+    seed's battles; over_seeds of means in chat_columns. Rewards by hand: of the seeds 4 and 5, variance 1/2;
+    of the requests 3, 4 and 6.5, variance 3.25, of which 1.5 / 2 is the residuals'.
+    """
+    half = (12.706**2 * 0.5 / 2 + 1.96**2 * (3.25 - 1.5 / 2) / 3) ** 0.5
     rows = [str(chat / name) for name in ("seed", "dpo-1")]
     out = ["--out", str(chat / "curves.png"), "--chat-table", str(chat / "chat.md"), "--chat-step", "100"]
     report.main(["--runs", *rows, "--panels", "reward", "--paper", "table2", *out])
@@ -381,18 +393,18 @@ def test_chat_table_by_hand(chat, capsys):
     for seed_model, trained in zip(table["seed"]["elo"], table["dpo-1"]["elo"], strict=True):
         assert seed_model - trained == pytest.approx(odds, rel=0.03)
         assert seed_model + trained == pytest.approx(2000)
+    assert report.over([[3.0, 4.0, 5.0], [3.0, 4.0, 8.0]]).half == pytest.approx(half, abs=1e-3)
     assert "difference" not in table
     report.main(["--runs", *rows, "--panels", "reward", *out, "--compare", "dpo-1:seed"])
     found = json.loads((chat / "chat.json").read_text())["difference"]["dpo-1:seed"]
     assert found["reward"]["mean"] == pytest.approx(4.5 - 4 / 3) and found["reward"]["seeds"] == 2
-    assert found["true_reward"]["verdict"] == "lower" and found["elo"]["mean"] == pytest.approx(
-        -odds, rel=0.03
-    )
+    assert found["true_reward"]["mean"] == -2 / 3 and found["true_reward"]["verdict"] == "cannot tell"
+    assert found["elo"]["mean"] == pytest.approx(-odds, rel=0.03)
     text = (chat / "chat.md").read_text()
-    assert "| online less seed model | true_reward | 0.33 | 1.00 |" in text
+    assert "| online less seed model | true_reward | 2 | 0.33 | 1.00 |" in text
     report.main(["--runs", *rows, "--panels", "reward", "--paper", "table2", *out])
     text = (chat / "chat.md").read_text()
-    assert "| online | 2 | 40.00 ± 0.00 | 4.5 ± 6.4 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
+    assert "| online | 2 | 40.00 ± 0.00 | 4.5 ± 6.6 | 0.33 ± 0.00 |" in text and "| 83.1 | 60.1 |" in text
 
 
 def test_rows_of_chat_with_fewer_seeds(chat):

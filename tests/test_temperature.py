@@ -40,8 +40,10 @@ def test_a_reward_that_falls_at_one_temperature_and_rises_at_the_other(rows, tmp
     assert cold["true_reward"]["mean"] == pytest.approx(-0.95) and hot["true_reward"][
         "mean"
     ] == pytest.approx(1.05)
+    assert found["dpo-1-at-0.6:first"]["reward"]["mean"] == 2  # 4 and 6, from 3 at step 50
+    assert found["dpo-1-at-0.6:dpo-1-at-1"]["true_reward"]["mean"] == pytest.approx(-2)
     text = (tmp_path / "table.md").read_text()
-    assert "| online, temperature 0.6 | reward | 2 | 2.00 | 3.00 ± 0.00 | 5.00 ± 0.00 |" in text
+    assert "| online, temperature 0.6 | reward | 2 | 2.00 | 3.00 ± 0.00 | 5.0 ± 2.0 |" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
