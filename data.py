@@ -2,13 +2,14 @@
 
     load_prompts("tiny")                             the embedded problems (tiny/make.py), the training split
     load_prompts("tiny@test")                        ... the held-out ones
-    load_prompts("problems.jsonl")                   a .jsonl(.gz), .json(.gz) or .parquet file, every row
+    load_prompts("problems.jsonl")                   a .jsonl, .json, .csv (or their .gz) or .parquet file
     load_prompts("AI-MO/NuminaMath-CoT@validation")  a data set on the Hugging Face Hub, or in a folder
     load_prompts("openai/gsm8k:main")                one that has several configurations
     load_prompts("chat=allenai/WildChat-1M")         requests; chat=tiny are the embedded ones (tiny/chat.py)
     load_sources(["math=tiny:2", "chat=tiny:1"])     both, two math prompts for each chat prompt
 
-Each row is read by its own fields, in any case; null and [] count as absent. The first one found wins:
+Each row is read by its own fields, in any case; null and [] count as absent, and so does an empty cell of a
+.csv, whose other cells are texts as they are written. The first field found wins:
 
 problem  `prompt` or `context_messages`, a list of messages (verl, DAPO, TRL, OpenRLHF): used as they are;
          `problem`, `question`, a text: wrapped in the paper's prompt;
@@ -21,8 +22,11 @@ request  a string; the user's first turn in a list (CONVERSATIONS, `prompt`); `i
 Data are split by a hash of the prompt's text, except `tiny` and sets whose only part is test or validation.
 """
 
+import csv
+import glob
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -34,6 +38,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,12 +49,12 @@ from grader.as_meant import BOX, box_at
 
 TASKS = ("math", "chat")
 TINY = {"math": Path(__file__).parent / "tiny/problems", "chat": Path(__file__).parent / "tiny/requests"}
-SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 SPLITS = ("train", "validation", "test")
 HELD_OUT = {"math": 1980, "chat": 470}  # prompts in validation, and as many in test (paper sections 4 and 6)
 
 # owner/name, with a dot only before a digit (NuminaMath-1.5): data/typo.txt is a mistake, not a Hub name.
-HUB_NAME = re.compile(r"[\w-]+/[\w-]+(\.\d[\w-]*)*(:[\w.-]+)?")
+HUB_DATA = re.compile(r"[\w-]+/[\w-]+(\.\d[\w-]*)*(:[\w.-]+)?")
 
 CACHED_FROM = 5000  # prompts: with fewer nothing is cached on disk, since computing it takes seconds at most
 
@@ -121,7 +126,7 @@ def load_prompts(spec: str, own_reward: bool = False) -> list[Prompt]:
         return make_prompts(chain.from_iterable(map(read_file, files)), name, task, own_reward)
     if name.endswith(SUFFIXES):
         rows, split = read_file(Path(name)), split or "all"
-    elif HUB_NAME.fullmatch(name) or os.path.isdir(name):
+    elif HUB_DATA.fullmatch(name) or os.path.isdir(name):
         part, rows = read_dataset(name)
         whole = part in ("validation", "test")  # a benchmark: none of it is for training
         if whole and split not in (None, part, "all"):
@@ -224,6 +229,9 @@ def read_file(path: Path) -> Iterator[tuple[str, dict]]:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: a damaged .gz file ({error}): download it again") from None
+    if path.name.endswith((".csv", ".csv.gz")):
+        yield from read_table(text, path)
+        return
     one_a_line = path.name.endswith((".jsonl", ".jsonl.gz"))
     # Not splitlines(): a JSON string may hold U+2028 and its like, which that takes for line ends.
     for number, line in enumerate(text.split("\n") if one_a_line else [text], 1):
@@ -243,11 +251,31 @@ def read_file(path: Path) -> Iterator[tuple[str, dict]]:
             raise ValueError(f"{path}: holds one {type(value).__name__}, not a list of objects")
 
 
-def refuse_pointer(path: Path) -> None:
-    """ValueError in one line for a Git LFS pointer, which Git without LFS leaves in place of a large file."""
+def read_table(text: str, path: Path) -> Iterator[tuple[str, dict]]:
+    """Rows of a CSV file, whose first line has the names. Cells are texts; an empty one is None.
+
+    `datasets` would make numbers of them: 1.2345678901234568e+22 of 12345678901234567890123.
+    """
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in table:
+            if None in row:
+                raise csv.Error('more cells than names: put a cell with a comma in "..."')
+            yield f"{path}, line {table.line_num}", {name: cell or None for name, cell in row.items()}
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {table.reader.line_num}: not CSV ({error})") from None
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is a Git LFS pointer, which Git without LFS leaves in place of a large file."""
     with path.open("rb") as file:
-        if file.read(30).startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path}: a Git LFS pointer, not the data: run `git lfs pull` there")
+        return file.read(23) == b"version https://git-lfs"
+
+
+def refuse_pointer(path: Path) -> None:
+    """ValueError in one line for a Git LFS pointer in place of the data."""
+    if is_lfs_pointer(path):
+        raise ValueError(f"{path}: a Git LFS pointer, not the data: run `git lfs pull` there")
 
 
 def read_dataset(name: str) -> tuple[str, Iterator[tuple[str, dict]]]:
@@ -259,7 +287,7 @@ def read_dataset(name: str) -> tuple[str, Iterator[tuple[str, dict]]]:
 
     try:
         if name.endswith(".parquet"):
-            parts = datasets.load_dataset("parquet", data_files=name)
+            parts = datasets.load_dataset("parquet", data_files=glob.escape(name))
         else:
             repository, _, configuration = name.partition(":")
             parts = datasets.load_dataset(repository, configuration or None)
@@ -355,7 +383,10 @@ def request_text(row: dict | str | None, where: str) -> str:
         users = [turn["content"] for turn in read_turns(text) if turn["role"] in ("user", "")]
         text = (users[0] or "") if users else None
     elif text is asked and isinstance(text, str):
-        about = fields.get("input") or fields.get("instances", [{}])[0].get("input")  # Alpaca, Self-Instruct
+        about = fields.get("input")  # Alpaca's
+        match fields.get("instances"):
+            case [{"input": of_first}, *_]:  # Self-Instruct's
+                about = about or of_first
         text += f"\n\n{about}" if about else ""
     else:
         text = None
@@ -408,10 +439,7 @@ def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "semi-online"
     path = folder / f"{what}-{content.hexdigest()[:32]}.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["sha256"] == checksum(stored["value"]):
-            return stored["value"]
-        print(f"data: {path} is broken (its checksum is another); computed again")
+        return json.loads(path.read_text(encoding="utf-8"))["value"]
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -421,16 +449,11 @@ def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as partial:  # two runs may write the same file
             new = Path(partial) / path.name
-            new.write_text(json.dumps({"sha256": checksum(value), "value": value}), encoding="utf-8")
+            new.write_text(json.dumps({"value": value}), encoding="utf-8")
             new.replace(path)
     except OSError as error:
         print(f"data: {path} cannot be written ({error.strerror}); the next start computes it again")
     return value
-
-
-def checksum(value: Any) -> str:
-    """A hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def prompt_id(text: str) -> str:
@@ -576,24 +599,36 @@ class PromptIterator:
         self.step += 1
         return batch
 
-    def __iter__(self) -> "PromptIterator":
-        return self
-
     def __next__(self) -> list[Prompt]:
         batch, share = self.draw(), self.per_step // self.world
         return [self.prompts[index] for index in batch[self.rank * share : (self.rank + 1) * share]]
 
+    @cached_property
+    def content(self) -> str:
+        """A hash of all that the prompts hold, but data_source: a path may be written in another way."""
+        content = hashlib.sha256()
+        for prompt in self.prompts:
+            row = {name: value for name, value in prompt.row.items() if name != "data_source"}
+            held = [prompt.id, prompt.messages, prompt.answer, row]
+            content.update(json.dumps(held, default=str).encode() + b"\n")
+        return content.hexdigest()[:16]
+
     def state_dict(self) -> dict:
         """The same on every rank and for every `world`: a run may resume on another number of ranks."""
-        ids = " ".join(prompt.id for prompt in self.prompts)
-        data = hashlib.sha256(ids.encode()).hexdigest()[:16]
-        return {"step": self.step, "seed": self.seed, "prompts-per-step": self.per_step, "data": data}
+        return {"step": self.step, "seed": self.seed, "prompts-per-step": self.per_step, "data": self.content}
 
     def load_state_dict(self, state: dict) -> None:
         """Draw up to the step of `state`; ValueError if its steps were drawn from other data or settings."""
-        for flag, ours in self.state_dict().items():
-            if flag != "step" and ours != state[flag]:
-                raise ValueError(f"--{flag} {ours}: the checkpoint has {state[flag]}: resume with the same")
+        if self.seed != state["seed"]:
+            raise ValueError(f"--seed {self.seed}: the checkpoint has {state['seed']}: resume with the same")
+        if self.per_step != state["prompts-per-step"]:
+            shares = f"{self.per_step} of these prompts, the checkpoint has {state['prompts-per-step']}"
+            raise ValueError(f"--prompts-per-step: a step takes {shares}: resume with the same")
+        if self.content != state["data"]:
+            raise ValueError(
+                "--data: the prompts are not those that the checkpoint was drawn from: another file, changed "
+                "texts or answers, or a Math-Verify that leaves out others; resume with the same"
+            )
         self.step, self.epoch, self.queue = 0, 0, []
         while self.step < state["step"]:
             self.draw()

@@ -243,8 +243,8 @@ class TrainFlags:
     model: str = HfArg(default=TINY_MODEL, help="A Hugging Face checkpoint: a folder, or a name on the Hub.")
     data: list[str] = HfArg(
         default_factory=lambda: ["tiny"],
-        help="Prompts: tiny, a .jsonl, .json or .parquet file, or a Hub name. Several in one run, with their "
-        "shares of a step: math=tiny:2 chat=tiny:1.",
+        help="Prompts: tiny, a .jsonl, .json, .csv or .parquet file, or a Hub name. Several in one run, with "
+        "their shares of a step: math=tiny:2 chat=tiny:1.",
     )
     reward_model: str | None = HfArg(
         default=None, help="A checkpoint that scores chat; answers to math are verified, whatever it is."

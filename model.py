@@ -38,8 +38,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from data import is_lfs_pointer
 from ranks import rank, world_size
-from run import is_lfs_pointer, read_json, read_text
+from run import read_json, read_text
 
 try:  # torch's attention kernel for packed rows: GPU only, and not in every release
     from torch.nn.attention.varlen import varlen_attn

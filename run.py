@@ -382,12 +382,6 @@ def write_text(path: str | Path, text: str) -> None:
     partial.rename(path)
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is a Git LFS pointer, which Git without LFS leaves in place of a large file."""
-    with path.open("rb") as file:
-        return file.read(23) == b"version https://git-lfs"
-
-
 def read_text(path: str | Path) -> str:
     """A file's text, without Windows' byte order mark. ValueError names a file that is not UTF-8."""
     try:

@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+LARGEST = (2 - 2.0**-23) * 2.0**127  # float32's largest number: the trainer holds rewards in float32
 VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
+
+RAISED = (Exception, SystemExit)  # what a user's code may raise: a script without a main guard exits
 
 
 class Refused(Exception):
@@ -60,13 +63,15 @@ def shape_of(function: Callable) -> dict[str, Any]:
 
 
 def number(value: Any, at: int | None = None) -> float:
-    """A score as a float; Refused unless it is a finite number (Python, NumPy or torch)."""
+    """A score as a float; Refused unless it is a finite number (Python, NumPy or torch) within float32."""
     try:
         score = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
         raise Refused(f"returned {str(value)[:80]!r} ({type(value).__name__}), not a finite number", at)
+    if abs(score) > LARGEST:
+        raise Refused(f"returned {score:g}, which float32 cannot hold: keep it within {LARGEST:.3g}", at)
     return score
 
 
@@ -85,7 +90,7 @@ def scores_of(returned: Any, batch: bool, size: int) -> list[float | None]:
     return [None if value is None else number(value, at) for at, value in enumerate(returned)]
 
 
-def failure(error: Exception) -> dict[str, Any]:
+def failure(error: Exception | SystemExit) -> dict[str, Any]:
     """The reply that reports an error."""
     if isinstance(error, Refused):
         return {"error": str(error), "at": error.at}
@@ -100,7 +105,7 @@ def functions(file: str, name: str) -> dict[str, Callable]:
     try:
         function = load(file, name)
         shape = shape_of(function)
-    except Exception as error:
+    except RAISED as error:
         failed = failure(error)
         return {"shape": lambda: failed}
     loop = asyncio.new_event_loop()  # one for all calls: a client works only in its own loop
@@ -112,7 +117,7 @@ def functions(file: str, name: str) -> dict[str, Callable]:
             if inspect.isawaitable(returned):
                 returned = loop.run_until_complete(returned)
             return scores_of(returned, shape["batch"], len(known.get("completions", ())))
-        except Exception as error:
+        except RAISED as error:
             return failure(error)
 
     return {"shape": lambda: shape, "score": score}

@@ -37,11 +37,12 @@ class OwnReward(Workers):
         super().__init__(1, timeout_s, words, os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
         try:
             ((self.shape,), _) = self._submit([("shape",)]).result()
+            if self.shape == "late":
+                raise Failed(0, {"error": f"took over {timeout_s:g} s to say what it takes"})
         except (Failed, RuntimeError) as error:
             self.close()
             raise self._error(error) from None
-        for _ in range(0 if self.shape["batch"] else cores() - 1):
-            self._start()
+        self._workers += [self._start() for _ in range(0 if self.shape["batch"] else cores() - 1)]
 
     @classmethod
     def of(cls, config: Any) -> "OwnReward | None":

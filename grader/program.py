@@ -2,8 +2,9 @@
 
     python -P program.py SECONDS BYTES FILE [ARGUMENT...]
 
-FILE defines functions(*ARGUMENTS) -> {name: function}. It and this file import no other file of the project:
-a worker stays small, and no file of ours hides a module that the user's code imports.
+FILE defines functions(*ARGUMENTS) -> {name: function}. Neither this file nor call.py imports another file of
+the project, and grade.py imports as_meant.py alone: a worker stays small, and no file of ours hides a module
+that the user's code imports.
 """
 
 import json

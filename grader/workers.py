@@ -88,10 +88,8 @@ class Workers:
         self.timeouts = self.restarts = self._deaths = 0
         self.per_s = 0.0
         self._selector = selectors.DefaultSelector()
-        self._workers = []
-        for _ in range(workers):
-            self._start()
         self._closing = False
+        self._workers = [self._start() for _ in range(workers)]
         self._begun, self._jobs = [], SimpleQueue()  # [(items, future)]; (requests, future), or None to end
         self._thread = Thread(target=self._work, daemon=True)  # daemon: it ends with the program
         self._thread.start()
@@ -119,7 +117,7 @@ class Workers:
 
     def _submit(self, requests: list[Request]) -> Future:
         """A future of (replies, seconds): a reply to each request, or "late" or "died"."""
-        if not self._workers:
+        if self._closing:
             raise ValueError(f"{type(self).__name__}: closed, it cannot score")
         future = Future()
         self._jobs.put((requests, future))
@@ -144,8 +142,8 @@ class Workers:
         self._closing = True
         self._jobs.put(None)
         self._thread.join()
-        for worker in list(self._workers):
-            self._remove(worker)
+        while self._workers:
+            self._stop(self._workers.pop())
         self._selector.close()
 
     def __enter__(self) -> Self:
@@ -154,19 +152,28 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _start(self):
+    def _start(self) -> _Worker:
         worker = _Worker(self.timeout_s, self._words, self._environment)
-        self._workers.append(worker)
         self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        return worker
 
-    def _remove(self, worker):
+    def _stop(self, worker):
         self._selector.unregister(worker.process.stdout)
-        self._workers.remove(worker)
         worker.stop()
 
     def _replace(self, worker):
-        self._remove(worker)
-        self._start()
+        # In one step, because another thread may count the workers: there are always as many.
+        self._workers[self._workers.index(worker)] = self._start()
+        self._stop(worker)
+
+    def _count_death(self):
+        """RuntimeError for more than IN_A_ROW deaths without an item graded in between."""
+        self._deaths += 1
+        if self._deaths > IN_A_ROW:
+            raise RuntimeError(
+                f"grader: {self._deaths} workers in a row died: see what they printed; a broken grader must "
+                "not pass for wrong answers"
+            )
 
     def _run(self, requests: list[Request]) -> Iterator[tuple[int, Any]]:
         """Yield (number, reply) of each request as it ends; "late" or "died" if the worker was or did."""
@@ -183,6 +190,7 @@ class Workers:
                 except BrokenPipeError:  # the worker died while idle: this item is not to blame, so it waits
                     queue.appendleft((number, request))
                     self.restarts += 1
+                    self._count_death()
                     self._replace(worker)
             patience = min(worker.deadline for worker in self._workers) - time.monotonic()
             readable = {key.data for key, _ in self._selector.select(max(0.0, patience))}
@@ -193,13 +201,10 @@ class Workers:
                 reply = worker.receive() if worker in readable else "late"
                 if reply in ("late", "died") and state == "starting":
                     raise RuntimeError(self.broken.format(START_S))
-                if isinstance(state, int):
-                    self._deaths = self._deaths + 1 if reply == "died" else 0
-                if self._deaths > IN_A_ROW:
-                    raise RuntimeError(
-                        f"grader: {self._deaths} workers in a row died, each on its own item: see "
-                        "what they printed; a broken grader must not pass for wrong answers"
-                    )
+                if reply == "died":
+                    self._count_death()
+                elif isinstance(state, int):
+                    self._deaths = 0
                 if reply in ("late", "died"):
                     self._replace(worker)
                 if isinstance(state, int):
@@ -208,9 +213,14 @@ class Workers:
 
 
 def cores() -> int:
-    """Workers that keep this rank's share of the cores busy, at most 16."""
+    """Workers that keep this rank's share of the cores busy, at most 16.
+
+    Of the cores, those that this process may use: a container or a job may have a few of a large machine's.
+    """
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
-    return max(1, min(16, (os.cpu_count() or 1) // ranks_here))
+    known = hasattr(os, "sched_getaffinity")  # macOS and Windows lack it
+    usable = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, min(16, usable // ranks_here))
 
 
 class MathVerifier(Workers):

@@ -136,7 +136,10 @@ def collect(config: Config) -> tuple[Answers, Pairs, list[Verdict], int]:
 
 
 def alpaca_eval_row(
-    preferences: dict[str, float], model: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]
+    name: str,
+    preferences: dict[str, float],
+    model: dict[str, dict[str, Any]],
+    baseline: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Return a model's row of the table from its preferences {id: preference} and both answers {id: row}.
 
@@ -150,19 +153,26 @@ def alpaca_eval_row(
     try:
         both = length_controlled_winrate(values, *lengths, difficulties if row["with_difficulties"] else None)
     except ValueError as reason:
-        print(f"no length-controlled win rate: {reason}")
+        print(f"{name}: no length-controlled win rate: {reason}")
         both = (None, None)
     return dict(zip(("length_controlled_winrate", "lc_standard_error"), both, strict=True)) | row
 
 
 def make_table(config: Config, answers: Answers, pairs: Pairs, readable: list[Verdict]) -> dict[str, dict]:
-    """Return each model's row of result.json; ValueError if a pair has no readable verdict."""
+    """Return each model's row of result.json; ValueError if a pair has too few readable verdicts."""
     for model, baseline in pairs:
         if not any((row["model"], row["baseline"]) == (model, baseline) for row in readable):
             raise ValueError(f"--out {config.out}: has no readable verdict on {model} against {baseline}")
     if config.style == "alpaca_eval" and not config.each_against_each:
         chosen = to_preferences(readable)
-        return {m: alpaca_eval_row(chosen[m], answers[m], answers[b]) for m, b in pairs}
+        for model, baseline in pairs:
+            if len(chosen[model]) < 2:
+                found = f"{len(chosen[model])} with readable verdicts in both orders"
+                raise ValueError(
+                    f"--out {config.out}: a win rate needs two or more questions; {model} against {baseline} "
+                    f"has {found}; start again for those that are missing, or take another judge"
+                )
+        return {m: alpaca_eval_row(m, chosen[m], answers[m], answers[b]) for m, b in pairs}
     battles = to_battles(readable)
     if config.each_against_each:
         name, rows = "rating", bradley_terry_intervals(battles, seed=config.seed)

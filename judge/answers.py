@@ -46,7 +46,7 @@ def load_answers(files: Iterable[str | Path]) -> Answers:
             raise ValueError(f"{path}: a second {model}; write NAME={path}")
         rows = read_lines(path)
         for name, kind in {"id": str, "prompt": str, "response": str, "length": int}.items():
-            fits = [isinstance(row, dict) and isinstance(row.get(name), kind) for row in rows]
+            fits = [isinstance(row.get(name), kind) for row in rows]
             if not all(fits):
                 problem = (
                     f'each line needs "{name}", a {kind.__name__}; object {fits.index(False) + 1} has none'

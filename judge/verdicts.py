@@ -75,14 +75,14 @@ def read_judgments(path: Path) -> dict[Key, Verdict]:
     if not path.exists():
         return {}
     written = path.read_bytes()
-    whole = written.rfind(b"\n") + 1
-    if whole < len(written):
+    end = written.rfind(b"\n") + 1
+    if end < len(written):
         print(f"{path}: its last line was cut off; it is dropped, and asked for again")
-        os.truncate(path, whole)
+        os.truncate(path, end)
     judgments = {}
     for number, row in enumerate(read_lines(path), 1):
-        whole = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in (*KEY, "digest"))
-        verdict = row.get("verdict", "") if whole else ""
+        known = all(isinstance(row.get(name), str) for name in (*KEY, "digest"))
+        verdict = row.get("verdict", "") if known else ""
         if verdict not in (None, *LABELS) and not isinstance(verdict, float) or "logprobs" not in row:
             raise ValueError(f"{path}: object {number} is no verdict; delete it, or choose another --out")
         judgments[tuple(row[name] for name in KEY)] = row

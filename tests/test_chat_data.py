@@ -47,6 +47,12 @@ def test_text_of_a_request(row):
     )
 
 
+@pytest.mark.parametrize("instances", [3, "there", ["there"], {"input": ["there"]}, [{"output": "there"}]])
+def test_instances_of_another_kind(instances):
+    """A traceback for a foreign column. Break: fields["instances"][0].get("input") in request_text."""
+    assert request_text({"instruction": "Hi", "instances": instances}, "here") == "Hi"
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -287,8 +293,7 @@ def test_real_logs_are_english():
 def test_a_benchmarks_answers_meet_ours(file, more, count, tmp_path):
     """A baseline that the judge cannot read, or whose questions have other ids than our answers to them.
     Break: an id of the answer; the user's turn for the assistant's."""
-    from judge import load_answers
-    from judge.answers import main
+    from judge.answers import load_answers, main
 
     out = tmp_path / "baseline.jsonl"
     main(["--answers", str(SHARED / file), "--out", str(out), *more])

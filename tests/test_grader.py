@@ -165,6 +165,20 @@ def test_a_grader_that_always_crashes_stops_the_run(monkeypatch):
         list(broken._run([("no such function", "1")] * 50))
 
 
+def test_workers_that_die_before_they_get_a_request_stop_the_run(monkeypatch, tmp_path):
+    """Bug: a worker that dies whenever it is idle is replaced for ever. Break: no _count_death() at send."""
+    (tmp_path / "light.py").write_text("def functions(): return {}\n")
+    monkeypatch.setattr(grade, "__file__", str(tmp_path / "light.py"))
+    monkeypatch.setattr(workers, "IN_A_ROW", 2)
+
+    def send(worker, *request):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(workers._Worker, "send", send)
+    with MathVerifier(workers=1) as broken, pytest.raises(RuntimeError, match="3 workers in a row died: see"):
+        broken._submit([("grade",)]).result(timeout=60)
+
+
 def test_items_must_be_text(verifier):
     """Bug: a chat prompt's missing gold scores 0.0 for ever. Break: drop the check in `_run`."""
     with pytest.raises(ValueError, match="item 1 is not text"):
@@ -176,6 +190,19 @@ def test_bad_arguments(workers, timeout_s):
     """Bug: a pool of no workers waits for ever. Break: drop the check in `__init__`."""
     with pytest.raises(ValueError, match="must be"):
         MathVerifier(workers, timeout_s)
+
+
+def test_workers_for_the_cores_that_are_ours(monkeypatch):
+    """Bug: 16 workers on the two cores of a job on a large machine. Breaks: os.cpu_count() alone; no
+    LOCAL_WORLD_SIZE."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(60, 64)), raising=False)
+    assert workers.cores() == 4
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert workers.cores() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers.cores() == 1
 
 
 def test_hanging_items_are_killed():
@@ -204,6 +231,27 @@ def test_dead_workers_are_replaced():
         assert verifier.score([good, HANGS["factorial"], good]) == [1.0, 0.0, 1.0]
         assert (verifier.restarts, verifier.timeouts) == (2, 0)
         killer.join()
+
+
+def test_a_worker_may_be_replaced_while_others_ask(monkeypatch):
+    """Bug: with one worker, begin() in the middle of a replacement finds none ("closed"), and the speed is
+    divided by 0. Breaks: `not self._workers` in _submit, and remove the old one before _start() in _replace.
+    """
+    good = (r"$\boxed{5}$", "5")
+    with MathVerifier(workers=1, timeout_s=30.0) as verifier:
+        assert verifier.score([good]) == [1.0]
+        start, seen = verifier._start, []
+
+        def replacement():
+            seen.append((len(verifier._workers), verifier._submit([])))
+            return start()
+
+        monkeypatch.setattr(verifier, "_start", replacement)
+        os.kill(verifier._workers[0].process.pid, signal.SIGKILL)
+        time.sleep(0.2)
+        assert verifier.score([good]) == [1.0]
+        ((count, future),) = seen
+        assert count == len(verifier._workers) == 1 and future.result(timeout=30)[0] == []
 
 
 def test_interrupted_call_leaves_no_reply_behind():

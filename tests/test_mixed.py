@@ -311,7 +311,7 @@ def test_length_normalized_reward():
 
 def test_evaluate_chat(doubles, checkpoints, tmp_path):
     """Requests measured as problems, or answers that the judge cannot read. Break: no rows for the file."""
-    from judge import load_answers
+    from judge.answers import load_answers
 
     file = tmp_path / "requests.jsonl"
     file.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in ("Hi", "Ho")))
