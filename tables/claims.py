@@ -60,6 +60,8 @@ CLAIMS = [
     Claim("Table 1, earlier model: s = 100 is as good as s = 10", "earlier", "dpo-100:dpo-10", "same"),
     Claim("Table 1, 100 steps each, GRPO at four times DPO's learning rate: GRPO against online DPO",
           "table1", "grpo:dpo-1", ""),
+    Claim("Table 1, 100 steps each at one learning rate, 2e-4: GRPO is as good as online DPO",
+          "stability", "grpo:fast", "same"),
     Claim("Table 1, earlier model, 200 steps each: GRPO (at four times the rate) is as good as online DPO",
           "earlier", "grpo:dpo-1", "same"),
     Claim("reviewers: a larger model (135M, on a GPU): offline is behind s = 10",

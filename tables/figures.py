@@ -232,12 +232,13 @@ def plot_table(table: dict[str, dict[int, Estimate]], beside: str | None, out: P
                 center, error = paper.ROWS[beside][label][column]
                 axis.errorbar(x, center, yerr=error, fmt="s", color=colour, capsize=4)
         axis.set_title(f"paper, {columns[column]}: its errors", fontsize=11)
-    ticks = [  # with the step, where rows end at different ones
+    plain = [name for name, _, _ in names]
+    ours = [  # with the step, where rows end at different ones
         f"{name} ({max(row)})" if len(last) > 1 and max(row) else name
-        for (name, _, _), row in zip(names, table.values(), strict=True)
+        for name, row in zip(plain, table.values(), strict=True)
     ]
     for axis in axes:
-        axis.set_xticks(range(len(names)), ticks, rotation=35, ha="right")
+        axis.set_xticks(range(len(names)), ours if axis is axes[0] else plain, rotation=35, ha="right")
         axis.set_xlim(-0.5, len(names) - 0.5)
         axis.set_ylabel("accuracy (%)")
     save(figure, out)
