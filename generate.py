@@ -397,43 +397,24 @@ def release_memory() -> None:
         malloc_trim(0)
 
 
-class ServedGenerator(Generator):
+class ServedGenerator(Servers, Generator):
     """vLLM servers on separate devices or machines."""
 
     separate, most_masked = True, MOST_MASKED
 
-    def __init__(
-        self,
-        path: str,
-        dtype: torch.dtype,
-        max_model_len: int,
-        devices: list[str],
-        urls: list[str],
-        token_file: str | None = None,
-    ):
-        super().__init__(path, dtype)
-        self.servers = Servers(path, dtype, max_model_len, devices, urls, token_file)
+    def __init__(self, path: str, dtype: torch.dtype, *where: Any):
+        """where: the other arguments of serve.Servers."""
+        Generator.__init__(self, path, dtype)
+        Servers.__init__(self, path, dtype, *where)
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         sampling = {"n": n, "temperature": temperature, "top_p": top_p, "stop_token_ids": self.stop_ids}
         sampling["logit_bias"] = self.never or None
-        return self.servers.complete(prompt_ids, sampling, limits, seeds, turn, self.version)
-
-    def score(self, ids: list[int]) -> list[list[float]]:
-        return self.servers.score(ids)
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[Receipt]:
-        return self.servers.load_weights(weights)
-
-    def reset_prefix_cache(self) -> bool:
-        return self.servers.reset_prefix_cache()
+        return self.complete(prompt_ids, sampling, limits, seeds, turn, self.version)
 
     def stamp(self, step: int) -> None:
         super().stamp(step)
-        self.servers.name_weights(step)
-
-    def close(self) -> None:
-        self.servers.close()
+        self.name_weights(step)
 
 
 class TransformersGenerator(Generator):

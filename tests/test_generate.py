@@ -298,7 +298,7 @@ def test_every_engine_is_told_the_same_stop_tokens(tmp_path, prompts):
     mine.sleeps, mine.asleep, mine.vllm = False, False, SimpleNamespace(SamplingParams=dict)
     mine.llm = SimpleNamespace(generate=lambda requests, params, use_tqdm: told.extend(params) or [])
     mine._complete([[5]], 1, 1.0, 1.0, [8], [1], 0)
-    served.servers = SimpleNamespace(complete=lambda ids, sampling, *_: told.append(sampling) or [answer])
+    served.complete = lambda ids, sampling, *_: told.append(sampling) or [answer]
     served.sample(prompts[:1], 1, 1.0, 1.0, 8, [1])
     assert [sampling["stop_token_ids"] for sampling in told] == [[97, 98, 256]] * 2
     settings = engine_settings(path, torch.float32, 128, 0.5)

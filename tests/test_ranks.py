@@ -73,7 +73,7 @@ def test_two_ranks_are_one(script, flags, tmp_path):
 def test_two_ranks_are_one_with_vllm(generator, tmp_path):
     """Engines that wait for each other, weights that are gathered in another order than they are read, or two
     ranks that both give a server weights. Breaks: in sync.py, iterate over reversed(list(full_weights(...)))
-    on one rank; no deque() in ServedGenerator.load_weights."""
+    on one rank; no deque() in Servers.load_weights."""
     flags = SMALL.replace("--engine transformers", generator)
     one = train(1, "train_dpo.py", tmp_path / "one", flags)
     assert_alike(one, train(2, "train_dpo.py", tmp_path / "two", flags))

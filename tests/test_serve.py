@@ -78,8 +78,8 @@ def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
     the token into config.generator_token_file; no rstrip("/") of a URL.
     """
     rows, token = {}, tmp_path / "token"
-    token.write_text(f"{server.servers.token}\n")
-    served = f"--generator-url {server.servers.urls[0]}/ --generator-token-file {token}"
+    token.write_text(f"{server.token}\n")
+    served = f"--generator-url {server.urls[0]}/ --generator-token-file {token}"
     for name, flags in (("own", ""), ("served", served)):
         script.main(f"{TRAIN} --run-dir {tmp_path / name} {flags}".split())
         rows[name] = read_metrics(tmp_path / name)
@@ -88,7 +88,7 @@ def test_a_run_is_the_same_on_a_server(server, script, tmp_path):
             expected = value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)
             assert key.endswith("_s") or other[key] == expected, key
     assert [row["staleness"] for row in rows["served"]] == [0, 1, 2, 0, 1, 2, 0]
-    assert server.servers.token not in (tmp_path / "served" / "config.json").read_text()
+    assert server.token not in (tmp_path / "served" / "config.json").read_text()
     for row in rows["own"]:  # one device: whoever generates does not train
         assert row["generate_s"] == pytest.approx(row["trainer_idle_s"], abs=0.1)
     for row in (*rows["own"], *rows["served"]):
@@ -142,7 +142,7 @@ def test_weights_that_do_not_arrive_are_caught(server, policy, monkeypatch):
 def test_a_server_says_which_weights_sampled(server, policy, prompts):
     """A server that somebody else's run gives weights to. Break: no comparison of versions."""
     sync(policy, server, 4)
-    server.servers.ask(server.servers.urls[0], "update_weight_version", {"new_version": "77"})
+    server.ask(server.urls[0], "update_weight_version", {"new_version": "77"})
     with pytest.raises(serve.ServerError, match="weights of step {'77'}, not of 4"):
         server.sample(prompts, 2, 1.0, 1.0, 4, [1, 2])
     server.stamp(4)
@@ -194,12 +194,12 @@ def stranger():
 
 def test_servers_that_cannot_be_used(server, stranger, tmp_path, capsys, monkeypatch):
     """A traceback, or log-probs of another distribution. Breaks: no except in _check; no comparison there."""
-    monkeypatch.setenv(serve.TOKEN, server.servers.token)
+    monkeypatch.setenv(serve.TOKEN, server.token)
     for url, room, problem in (
         (f"http://127.0.0.1:{serve.free_port()}", 40, "does not answer"),
         (stranger, 40, "answers 404"),
         (f"{stranger}/raw", 40, "its logprobs_mode is raw_logprobs, not processed_logprobs"),
-        (server.servers.urls[0], 200, "a context of 128 tokens"),
+        (server.urls[0], 200, "a context of 128 tokens"),
     ):
         with pytest.raises(SystemExit) as stop:
             flags = TRAIN.replace("--max-new-tokens 40", f"--max-new-tokens {room}")
@@ -288,12 +288,12 @@ def test_what_a_server_does_not_guard(monkeypatch):
 
 def test_a_running_server_is_guarded(server):
     """A guard that vLLM does not call, and a token that `ps` shows. Break: no "middleware" in command()."""
-    (url,), token = server.servers.urls, server.servers.token
+    (url,), token = server.urls, server.token
     for path, method in (("server_info?config_format=json", "GET"), ("collective_rpc", "POST")):
         with pytest.raises(serve.TokenError, match="401"):
             serve.ask(url, path, method=method)
     assert serve.healthy(url) and len(token) > 40
-    process = psutil.Process(server.servers.processes[0].pid)
+    process = psutil.Process(server.processes[0].pid)
     assert not [p for p in (process, *process.children(recursive=True)) if token in " ".join(p.cmdline())]
 
 
@@ -424,10 +424,10 @@ def test_a_dead_server_ends_the_wait(server, policy, prompts, monkeypatch):
     """
     monkeypatch.setattr(serve, "LOOK_S", 1)
     sync(policy, server, 0)
-    (process,) = server.servers.processes
+    (process,) = server.processes
     threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
     started = time.monotonic()
-    with pytest.raises(serve.ServerError, match=f"{server.servers.urls[0]} (does not answer|has died)"):
+    with pytest.raises(serve.ServerError, match=f"{server.urls[0]} (does not answer|has died)"):
         for seed in range(1000):
             server.sample(prompts * 20, 8, 1.0, 1.0, 80, [seed] * 40)
     assert time.monotonic() - started < 30
