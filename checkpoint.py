@@ -1,7 +1,8 @@
 """A run's complete state on disk, so that it can be resumed exactly.
 
     runs/NAME/checkpoints/STEP/*.safetensors    each rank's part of the policy and of Adam's moments; of the
-                                                reference and the generator, if nothing else holds them
+                                                reference, unless it stays the seed model; of the generator
+                                                between two syncs
     runs/NAME/checkpoints/STEP/rollouts.jsonl   responses sampled ahead, not trained on yet
     runs/NAME/checkpoints/STEP/state.json       what was drawn and counted; written last
 
