@@ -125,6 +125,8 @@ class Checkpoints:
         print(f"checkpoint: going on from {path}, the generator with weights of step {state['version']}")
         if step % self.config.sync_every > 0:  # otherwise the next step syncs first
             self._restore_generator(stored, state["version"], names)
+            if self.config.engine_sleep:  # that sync woke it, and it may not sample for the whole window
+                self.generator.make_room()
         moments = any(name.startswith("adam.") for name in names)  # none before the first optimizer step
         if moments:
             for parameter in self.policy.parameters():
@@ -133,8 +135,6 @@ class Checkpoints:
         if rank() == 0:
             self.scorer.set_counts(state["counts"]["scorer"])
         self.window.load_state(step, state, read_lines(path / "rollouts.jsonl"))
-        if self.config.engine_sleep:  # the sync above woke it, and it may not sample for the whole window
-            self.generator.make_room()
         return step, state["counts"]
 
     def remedy(self) -> str:

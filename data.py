@@ -256,6 +256,7 @@ def read_table(text: str, path: Path) -> Iterator[tuple[str, dict]]:
 
     `datasets` would make numbers of them: 1.2345678901234568e+22 of 12345678901234567890123.
     """
+    csv.field_size_limit(2**31 - 1)  # its default, 131,072 characters, is less than a long conversation
     table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in table:
@@ -610,7 +611,7 @@ class PromptIterator:
         for prompt in self.prompts:
             row = {name: value for name, value in prompt.row.items() if name != "data_source"}
             held = [prompt.id, prompt.messages, prompt.answer, row]
-            content.update(json.dumps(held, default=str).encode() + b"\n")
+            content.update(json.dumps(held).encode() + b"\n")
         return content.hexdigest()[:16]
 
     def state_dict(self) -> dict:
@@ -627,7 +628,7 @@ class PromptIterator:
         if self.content != state["data"]:
             raise ValueError(
                 "--data: the prompts are not those that the checkpoint was drawn from: another file, changed "
-                "texts or answers, or a Math-Verify that leaves out others; resume with the same"
+                "texts or answers, or other code; resume with the same"
             )
         self.step, self.epoch, self.queue = 0, 0, []
         while self.step < state["step"]:

@@ -239,8 +239,6 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
         if prints_date(tokenizer) and not date:
             print(f"evaluate: {path}: its chat template prints the date, today's {tokenizer.date} (--date)")
     prompts = load_prompts(config.data, config.reward is not None)[: config.limit]
-    for model, path in zip(config.model, paths, strict=True):
-        check_earlier(config, model, path, prompts[0].task)
     models = [
         (path, tokenizer, *fit_context(path, tokenizer, prompts, config.max_new_tokens))
         for path, tokenizer in zip(paths, tokenizers, strict=True)
@@ -251,6 +249,8 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
         raise ValueError(f"--answers {config.answers}: is also --out; name two files")
     if prompts[0].task == "chat" and config.answers and not (config.reward_model or config.reward):
         return models, prompts, None  # for the judge alone
+    for model, (path, _, tokens, _) in zip(config.model, models, strict=True):
+        check_earlier(config, model, path, prompts, tokens)
     scorer = Scorer.of(config, [prompts[0].task], date=tokenizers[0].date)
     if prompts[0].task == "math":
         scorer.usable(prompts, fate="count as wrong")  # a benchmark keeps all its problems
@@ -265,16 +265,16 @@ def in_run(config: Config, model: str, path: str, task: str) -> Path | None:
     return Path(model) / "eval" / f"{Path(path).name}{kind}.json" if model != path else None
 
 
-def check_earlier(config: Config, model: str, path: str, task: str) -> None:
+def check_earlier(config: Config, model: str, path: str, prompts: list[Prompt], max_new_tokens: int) -> None:
     """ValueError in one line if a run directory already keeps a measurement that was made otherwise."""
-    kept = in_run(config, model, path, task)
+    kept = in_run(config, model, path, prompts[0].task)
     earlier = read_json(kept) if kept and kept.exists() and not config.out else {}
-    for name in earlier.keys() & {"data", "n", "temperature", "top_p"}:
-        if earlier[name] != getattr(config, name):
-            flag = f"--{name.replace('_', '-')}"
-            found = f"{kept} was measured with {flag} {earlier[name]}"
-            remedy = "name another file with --out, or delete that one"
-            raise ValueError(f"{flag} {getattr(config, name)}: {found}; {remedy}")
+    now = {name: getattr(config, name) for name in ("data", "n", "temperature", "top_p", "seed")}
+    for name, value in {**now, "max_new_tokens": max_new_tokens, "problems": len(prompts)}.items():
+        if earlier.get(name, value) != value:
+            what = "--limit" if name == "problems" else f"--{name.replace('_', '-')}"
+            found = f"{value} now, {earlier[name]} in {kept}"
+            raise ValueError(f"{what}: {found}; name another file with --out, or delete that one")
 
 
 def files_of(config: Config, flag: str) -> list[Path | None]:
@@ -282,7 +282,7 @@ def files_of(config: Config, flag: str) -> list[Path | None]:
     pattern = getattr(config, flag)
     if not pattern:
         return [None] * len(config.model)
-    files = [Path(pattern.replace("{}", Path(model).absolute().name)) for model in config.model]
+    files = [Path(pattern.replace("{}", Path(model).absolute().name)).absolute() for model in config.model]
     for file in files:
         if problem := why_not(file, folder=False):
             raise ValueError(f"--{flag} {file}: {problem}")
@@ -365,12 +365,12 @@ def measure(prepared: tuple, config: Config) -> Iterator[tuple[dict[str, Any], l
             else:
                 if number:
                     print(f"evaluate: the engine of the model before cannot hold {path}: starting another")
-                told = {"system_block": tokenizer.system_block, "date": tokenizer.date}
-                memory = {"memory": config.engine_memory or free_share(device)}
                 with one_line_errors():
                     generator = load_generator(
-                        config.engine, path, dtype, device, max_model_len, **memory, **told
-                    )
+                        config.engine, path, dtype, device, max_model_len,
+                        memory=config.engine_memory or free_share(device),
+                        system_block=tokenizer.system_block, date=tokenizer.date,
+                    )  # fmt: skip
             groups = generator.sample(
                 prompts, config.n, config.temperature, config.top_p, max_new_tokens, seeds
             )

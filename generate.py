@@ -402,10 +402,10 @@ class ServedGenerator(Servers, Generator):
 
     separate, most_masked = True, MOST_MASKED
 
-    def __init__(self, path: str, dtype: torch.dtype, *where: Any):
-        """where: the other arguments of serve.Servers."""
+    def __init__(self, path: str, dtype: torch.dtype, *servers: Any):
+        """servers: the other arguments of serve.Servers."""
         Generator.__init__(self, path, dtype)
-        Servers.__init__(self, path, dtype, *where)
+        Servers.__init__(self, path, dtype, *servers)
 
     def _complete(self, prompt_ids, n, temperature, top_p, limits, seeds, turn):
         sampling = {"n": n, "temperature": temperature, "top_p": top_p, "stop_token_ids": self.stop_ids}
@@ -508,7 +508,9 @@ def check_engine(
         )
     gpus = [device for device in devices if device != "cpu"]
     if len(set(gpus)) < len(gpus) or any("," in gpu for gpu in gpus):
-        raise ValueError(f"--generator-devices {' '.join(devices)}: name each GPU once, with spaces: 6 7")
+        raise ValueError(
+            f"--generator-devices {' '.join(devices)}: name each GPU once, separated by spaces: 6 7"
+        )
     flag = "--generator-devices" if devices else "--generator-url"
     if (devices or urls) and engine != "vllm":
         raise ValueError(f"{flag}: these are vLLM servers; leave out --engine {engine}")

@@ -52,42 +52,12 @@ from run import (
 VALIDATION_SAMPLES = 4  # per held-out prompt, when --eval-every chooses the best checkpoint
 
 
-class Start(NamedTuple):
-    """What a run starts with, beside the models that it trains."""
-
-    device: torch.device
-    tokenizer: PreTrainedTokenizerBase
-    held_out: dict[str, list[Prompt]]  # {spec: prompts} to measure on; empty without --eval-every
-    scorer: Scorer
-    window: Window  # of the prompts' batches; it has the generator
-
-
-def prepare(config: TrainFlags, tasks: list[str]) -> Start:
-    """Join the ranks, check all that the user gave, and load everything but the models that are trained.
-
-    tasks: of config.data. ValueError in one line for flags, prompts or models that cannot be used.
-    """
-    _, _, device = init_ranks()
-    check_flags(config, device)
-    tokenizer = load_tokenizer(config.model, config.system_block, config.date)
-    own_reward = config.reward is not None  # then problems need no gold
-    sources = load_sources(config.data, own_reward)  # [(prompts of one task, weight)]
-    held_out = load_held_out(config.data, sources, own_reward) if config.eval_every < math.inf else {}
-    to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
-    max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
-    scorer = Scorer.of(config, tasks, device, config.date)
-    sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
-    batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
-    dtype, settings = getattr(torch, config.dtype), config.generator_settings()
-    generator = load_generator(config.engine, config.model, dtype, device, max_model_len, **settings)
-    return Start(device, tokenizer, held_out, scorer, Window(generator, batches, scorer, config))
-
-
-def check_flags(config: TrainFlags, device: torch.device) -> None:
-    """Fill in the flags whose default depends on the device, and check what needs no model.
+def prepare(config: TrainFlags) -> torch.device:
+    """Join the ranks, fill in the flags whose default depends on the device, and check what needs no model.
 
     ValueError in one line if a directory is in use, a run is resumed with other flags, or flags conflict.
     """
+    _, _, device = init_ranks()
     on_gpu = device.type == "cuda"
     config.dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     config.micro_batch_tokens = config.micro_batch_tokens or (16384 if on_gpu else 2048)
@@ -115,6 +85,35 @@ def check_flags(config: TrainFlags, device: torch.device) -> None:
         config.compile = on_gpu
     if on_gpu:
         print(plan.verdict(config, world_size(), torch.cuda.mem_get_info()[1] / plan.GB))
+    return device
+
+
+class Loaded(NamedTuple):
+    """What a run starts with, but for the policy and the reference."""
+
+    tokenizer: PreTrainedTokenizerBase
+    held_out: dict[str, list[Prompt]]  # {spec: prompts} to measure on; empty without --eval-every
+    scorer: Scorer
+    window: Window  # of the prompts' batches; it has the generator
+
+
+def load(config: TrainFlags, tasks: list[str], device: torch.device) -> Loaded:
+    """Load everything but the policy and the reference; tasks: of config.data.
+
+    ValueError in one line for prompts or models that cannot be used.
+    """
+    tokenizer = load_tokenizer(config.model, config.system_block, config.date)
+    own_reward = config.reward is not None  # then problems need no gold
+    sources = load_sources(config.data, own_reward)  # [(prompts of one task, weight)]
+    held_out = load_held_out(config.data, sources, own_reward) if config.eval_every < math.inf else {}
+    to_fit = [prompts for prompts, _ in sources] + list(held_out.values())
+    max_model_len = fit_tasks(config.model, tokenizer, to_fit, config.max_new_tokens)
+    scorer = Scorer.of(config, tasks, device, config.date)
+    sources = [(scorer.usable(prompts), weight) for prompts, weight in sources]
+    batches = MixedIterator(sources, config.prompts_per_step, config.seed, rank(), world_size())
+    dtype, settings = getattr(torch, config.dtype), config.generator_settings()
+    generator = load_generator(config.engine, config.model, dtype, device, max_model_len, **settings)
+    return Loaded(tokenizer, held_out, scorer, Window(generator, batches, scorer, config))
 
 
 def check_shared(directory: Path) -> None:

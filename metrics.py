@@ -20,7 +20,7 @@ from torch import Tensor
 from ranks import all_max, all_mean, all_sum
 from rewards import Scorer
 
-GLOSSARY = Path(__file__).parent / "docs" / "metrics.md"  # what every metric means
+PAGE = Path(__file__).parent / "docs" / "metrics.md"  # what every metric means
 
 
 class Stopwatch:
@@ -203,6 +203,6 @@ def of_time(watch: Stopwatch) -> dict:
 
 def glossary() -> dict[str, str]:
     """{metric: its meaning}, from the table "Every metric" of docs/metrics.md."""
-    table = GLOSSARY.read_text(encoding="utf-8").split("## Every metric\n")[1].split("\n## ")[0]
+    table = PAGE.read_text(encoding="utf-8").split("## Every metric\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.+?`) \| (.+) \|$", table, re.MULTILINE)
     return {key: meaning for keys, meaning in rows for key in re.findall("`(.+?)`", keys)}

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cache, partialmethod
+from itertools import takewhile
 from typing import TypeVar
 
 import torch
@@ -65,7 +66,7 @@ def see_one_gpu(local: int, ranks_on_machine: int) -> None:
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen is None:
         seen = ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = [gpu for gpu in seen.split(",") if gpu not in ("", "-1")]
+    gpus = list(takewhile(lambda gpu: gpu not in ("", "-1"), seen.split(",")))  # CUDA stops there, too
     if not gpus:
         return  # a run on the CPU
     if len(gpus) < ranks_on_machine:

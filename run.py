@@ -258,7 +258,8 @@ class Run:
             steps = None
         if steps != list(range(first_step)):
             remedy = f"restore it, or delete checkpoints/{first_step} to go on from an earlier one"
-            raise ValueError(f"{path}: lacks steps from 0 to {first_step - 1}: cut, or changed; {remedy}")
+            held = f"does not hold exactly the steps 0 to {first_step - 1}"
+            raise ValueError(f"{path}: {held}: cut, or changed; {remedy}")
         write_text(path, "".join(line + "\n" for line in lines))
         # An export, and its validation, is numbered by the steps that it has learned from.
         for folder, last in (
@@ -269,8 +270,10 @@ class Run:
             for old in self.directory.glob(f"{folder}/*"):
                 step, _, rest = old.name.partition(".")
                 # Only what a run writes: STEP, STEP.jsonl, and STEP.partial of a start that was killed.
-                if step.isdigit() and not old.is_symlink() and (int(step) > last or rest == "partial"):
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+                ours = step.isdigit() and rest in ("", "jsonl", "partial")
+                if ours and (int(step) > last or rest == "partial"):
+                    # Of a link the link alone: behind it is what somebody keeps.
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         for link in self.directory.glob("best/*"):
             if not link.exists():  # its export was just removed
                 link.unlink()

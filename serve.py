@@ -390,10 +390,13 @@ def read_token(flag: str, file: str | Path | None) -> str | None:
 
 
 def request(method: str, url: str, token: str | None = None, **settings: Any) -> requests.Response:
-    """Send a request past the environment's proxies, and past ~/.netrc, which could replace the token."""
+    """Send a request past the environment's proxies, and past ~/.netrc, which could replace the token.
+
+    The environment's own certificates count.
+    """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with requests.Session() as session:
-        session.trust_env = False
+        session.trust_env, session.verify = False, os.environ.get("REQUESTS_CA_BUNDLE") or True
         return session.request(method, url, headers=headers, **settings)
 
 

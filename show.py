@@ -27,7 +27,9 @@ from train_dpo import pick_pairs
 
 @dataclass
 class Config:
-    model: str = HfArg(default=TINY_MODEL, help="As in evaluate.py, but one.")
+    model: str = HfArg(
+        default=TINY_MODEL, help="A checkpoint or a run directory, as in evaluate.py; only one."
+    )
     data: str = HfArg(default="tiny", help="Prompts of one task, as for the train scripts.")
     reward_model: str | None = HfArg(default=None, help="A checkpoint that scores chat.")
     reward: OwnFunction | None = HfArg(default=None, help="As in the train scripts.")

@@ -31,7 +31,7 @@ import metrics
 from batch import micro_batches, to_batch
 from data import Prompt, tasks_of
 from generate import decode
-from life import Life, prepare
+from life import Life, load, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, token_logps
 from ranks import all_max, all_sum, pad_to_same_count
 from sync import sync
@@ -188,8 +188,8 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"--pairing {config.pairing}: is for math; chat pairs the best with the worst")
         if config.sync_ref_every is None:  # the paper's choice
             config.sync_ref_every = config.sync_every if tasks == ["math"] else Every("inf")
-        # Joins the ranks, checks all input, loads the prompts, and starts the scorer and the generator.
-        device, tokenizer, held_out, scorer, window = prepare(config, tasks)
+        device = prepare(config)  # joins the ranks, and checks what needs no model
+        tokenizer, held_out, scorer, window = load(config, tasks, device)  # the window has the generator
     generator, dtype = window.generator, getattr(torch, config.dtype)
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)

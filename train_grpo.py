@@ -29,7 +29,7 @@ import metrics
 from batch import groups_to_share, micro_batches, to_batch
 from data import tasks_of
 from generate import decode
-from life import Life, prepare
+from life import Life, load, prepare
 from model import autocast, clip_gradients, copy_weights, load_sharded, token_logps
 from ranks import all_max, all_sum, pad_to_same_count
 from sync import sync
@@ -263,9 +263,9 @@ def main(args: list[str] | None = None) -> None:
         if config.tis_cap < 1:
             raise ValueError(f"--tis-cap {config.tis_cap:g}: a cap below 1 would shrink fresh tokens, too")
         tasks = tasks_of(config.data)  # math, chat, or both
-        # Joins the ranks, checks all input, loads the prompts, and starts the scorer and the generator.
-        device, tokenizer, held_out, scorer, window = prepare(config, tasks)
+        device = prepare(config)  # joins the ranks, and checks what needs no model
         warn(config, tasks)
+        tokenizer, held_out, scorer, window = load(config, tasks, device)  # the window has the generator
     generator, dtype = window.generator, getattr(torch, config.dtype)
     policy = load_sharded(config, device)
     reference = load_sharded(config, device, trained=False)

@@ -166,10 +166,10 @@ class Workers:
         self._workers[self._workers.index(worker)] = self._start()
         self._stop(worker)
 
-    def _count_death(self):
-        """RuntimeError for more than IN_A_ROW deaths without an item graded in between."""
+    def _count_death(self, allowed):
+        """RuntimeError for more deaths than allowed without an item graded in between."""
         self._deaths += 1
-        if self._deaths > IN_A_ROW:
+        if self._deaths > allowed:
             raise RuntimeError(
                 f"grader: {self._deaths} workers in a row died: see what they printed; a broken grader must "
                 "not pass for wrong answers"
@@ -190,7 +190,7 @@ class Workers:
                 except BrokenPipeError:  # the worker died while idle: this item is not to blame, so it waits
                     queue.appendleft((number, request))
                     self.restarts += 1
-                    self._count_death()
+                    self._count_death(IN_A_ROW + len(self._workers))  # all may have died at once
                     self._replace(worker)
             patience = min(worker.deadline for worker in self._workers) - time.monotonic()
             readable = {key.data for key, _ in self._selector.select(max(0.0, patience))}
@@ -202,7 +202,7 @@ class Workers:
                 if reply in ("late", "died") and state == "starting":
                     raise RuntimeError(self.broken.format(START_S))
                 if reply == "died":
-                    self._count_death()
+                    self._count_death(IN_A_ROW)
                 elif isinstance(state, int):
                     self._deaths = 0
                 if reply in ("late", "died"):

@@ -39,7 +39,7 @@ class Config:
     out: OutFile = HfArg(help="The figure; beside it .md and .json.")
     seconds: str | None = HfArg(
         default=None,
-        help="A JSON file {row: {seconds: of a step, apart: of a step}}; not there: no panel, a line.",
+        help="A JSON file {row: {seconds: of a step, apart: of a step}}; missing: no panel, and a line.",
     )
 
 

@@ -231,7 +231,7 @@ def plot_table(table: dict[str, dict[int, Estimate]], beside: str | None, out: P
             if label in paper.ROWS[beside]:
                 center, error = paper.ROWS[beside][label][column]
                 axis.errorbar(x, center, yerr=error, fmt="s", color=colour, capsize=4)
-        axis.set_title(f"paper, {columns[column]}: its errors", fontsize=11)
+        axis.set_title(f"paper, {columns[column]}: its error bars", fontsize=11)
     plain = [name for name, _, _ in names]
     ours = [  # with the step, where rows end at different ones
         f"{name} ({max(row)})" if len(last) > 1 and max(row) else name

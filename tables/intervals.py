@@ -109,7 +109,7 @@ def direction(difference: Estimate) -> str:
 
     An interval of width 0, where all seeds are equal, decides nothing: the next seed need not be.
     """
-    says = verdict(difference, -1.0) if difference.half else "cannot tell"  # a margin that nothing is within
+    says = verdict(difference, 0.0) if difference.half else "cannot tell"
     return {"better": "higher", "worse": "lower"}.get(says, says)
 
 

@@ -367,10 +367,9 @@ def write_metric_differences(rows: dict[str, list[Run]], config: Config, out: Pa
         for run in (run for run in runs if run.metrics):
             metrics, row = with_task(run)[: config.until], {}
             for name in config.compare_metrics:
-                key, _, first = name.partition("/")
-                row[name] = mean(run, key, metrics[-config.last :])
-                if first:
-                    row[name] /= mean(run, key, metrics[: config.last])
+                row[name] = mean(run, name.removesuffix("/first"), metrics[-config.last :])
+                if name.endswith("/first"):
+                    row[name] /= mean(run, name.removesuffix("/first"), metrics[: config.last])
             values.setdefault(label, {})[run.seed] = row
     differences = differences_of(values, config.compare)
     note = (
@@ -561,7 +560,9 @@ def write_chat_table(
     several = {label: evaluations(runs) for label, runs in rows.items()}
     several = {label: [*(row.get(step) or row.get(0) or {}).values()] for label, row in several.items()}
     check_alike([one for row in several.values() for one in row], f"--chat-table {out}")
-    table = {label: {"accuracy": shares(several[label], 100), **row} for label, row in table.items()}
+    percent = iter(shares((one for row in several.values() for one in row), 100))  # all of one kind
+    right = {label: [next(percent) for _ in row] for label, row in several.items()}
+    table = {label: {"accuracy": right[label], **row} for label, row in table.items()}
     heads = list(next(iter(table.values())))
     named = [f"paper: {column}" for column in paper.COLUMNS.get(beside, ())]
     cells = []

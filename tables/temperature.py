@@ -64,8 +64,10 @@ def courses(rows: list[str]) -> dict[str, dict[str, dict]]:
             raise ValueError(f"--runs: {label} needs {seed} beside it")
         check_alike([one for run in (*runs[seed], *several) for one in run.chat.values()], f"--runs {label}")
         found[label] = {run.seed: course(runs[seed][0]) | course(run) for run in several}
-    every = [at for seeds in found.values() for run in seeds.values() for at in run.values()]
-    if any(at["id"] != every[0]["id"] for at in every):
+    every = [run for seeds in found.values() for run in seeds.values()]
+    if any(run.keys() != every[0].keys() or len(run) < 3 for run in every):
+        raise ValueError("--runs: takes the same two or more checkpoints of every run, and the seed model")
+    if any(at["id"] != every[0][0]["id"] for run in every for at in run.values()):
         raise ValueError("--runs: not all answer the same requests; evaluate all alike")
     return found
 

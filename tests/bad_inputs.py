@@ -143,10 +143,10 @@ REFUSED = [  # script, flags, what the line must say
     (GRPO, "--clip-low 1.5", f"--clip-low: {SHARE} '1.5'"),
     (GRPO, "--clip-high 0", f"--clip-high: {POSITIVE} '0'"),
     (GRPO, "--tis-cap 0.5", "--tis-cap 0.5: a cap below 1"),
-    # Flags that do nothing. Breaks: each check in check_engine() and in check_flags() alone.
+    # Flags that do nothing. Breaks: each check in check_engine() and in prepare() alone.
     (DPO, "--compile True", "--compile True: on a CPU vLLM switches torch's compiler off"),
     (DPO, "--engine-sleep True", "--engine-sleep: is for a vLLM engine on the trainer's GPU"),
-    (DPO, "--generator-devices 6,7", "--generator-devices 6,7: name each GPU once, with spaces"),
+    (DPO, "--generator-devices 6,7", "--generator-devices 6,7: name each GPU once, separated by"),
     (DPO, "--generator-devices 6 6", "--generator-devices 6 6: name each GPU once"),
     (DPO, "--sync-when 0.1", "--sync-when 0.1: every step syncs"),
     (DPO, "--sync-when 0.1 --sync-every inf", "--sync-when 0.1: needs --ahead 1"),
@@ -181,7 +181,7 @@ REFUSED = [  # script, flags, what the line must say
         "{}/code: not a checkpoint, in a folder or on the Hub: it",
     ),
     (DPO, "--data chat=tiny --reward-model {}/lfs", "model.safetensors is Git LFS's pointer"),
-    # What could be trained, but not exported. Break: no look at quantization_config in check_flags().
+    # What could be trained, but not exported. Break: no look at quantization_config in prepare().
     (DPO, "--model {}/quantized", "--model {}/quantized: is quantized; train the model that it was made of"),
     # Outputs that cannot be written, found after the work. Breaks: str for OutFile, for OutFolder.
     *(

@@ -174,7 +174,7 @@ def test_a_cut_line_in_the_metrics(tmp_path, last):
     run.close()
     whole = metrics.read_text()
     metrics.write_text(whole + last)
-    with pytest.raises(ValueError, match=f"^{metrics}: lacks steps from 0 to 1: .*; restore it, or delete"):
+    with pytest.raises(ValueError, match=f"^{metrics}: does not hold exactly the steps 0 to 1: .*; restore"):
         Run(config, first_step=2)
     lock.cache_clear()
     Run(config, first_step=1).close()  # from a checkpoint after step 0: what is behind it goes
@@ -183,18 +183,19 @@ def test_a_cut_line_in_the_metrics(tmp_path, last):
 
 def test_a_resume_removes_only_what_the_run_wrote(tmp_path):
     """A checkpoint that a user renamed to keep it, deleted by the next --resume, or a link that no resume
-    gets past. Breaks: old.stem.isdigit() for step.isdigit(); no is_symlink(); no rest == "partial"."""
+    gets past. Breaks: old.stem.isdigit() for step.isdigit(); no is_symlink(); no rest ==
+    "partial"; any rest."""
     config = train_dpo.Config(run_dir=str(tmp_path / "run"))
     Run(config).close()
     export, rollouts = tmp_path / "run" / "export", tmp_path / "run" / "rollouts"
-    for folder in ("1", "2", "1.partial", "2-good", ".cache"):
+    for folder in ("1", "2", "1.partial", "2-good", "2.good", ".cache"):
         (export / folder).mkdir()
     (export / "3").symlink_to(export / "2-good")
     for file in ("0.jsonl", "1.jsonl", "notes.txt"):
         (rollouts / file).touch()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
     Run(config, first_step=1).close()
-    assert {path.name for path in export.iterdir()} == {"1", "2-good", ".cache", "3"}
+    assert {path.name for path in export.iterdir()} == {"1", "2-good", "2.good", ".cache"}
     assert {path.name for path in rollouts.iterdir()} == {"0.jsonl", "notes.txt"}
 
 

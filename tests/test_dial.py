@@ -247,8 +247,7 @@ def test_stale_responses_without_correction_are_announced(tmp_path, monkeypatch,
 
     monkeypatch.setattr("rewards.MathVerifier", lambda strict: None)  # it takes seconds to start
     monkeypatch.setattr("rewards.gradable", lambda prompts, verifier, fate: prompts)
-    monkeypatch.setattr("life.load_generator", lambda *_, **__: None)
-    monkeypatch.setattr(train_grpo, "load_sharded", stop)
+    monkeypatch.setattr(train_grpo, "load", stop)
 
     def said(*flags):
         with pytest.raises(Ready):

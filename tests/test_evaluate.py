@@ -246,7 +246,8 @@ def test_each_model_has_a_file(tmp_path):
 
 
 def test_answers_for_a_judge_do_not_replace_a_measurement(tmp_path, monkeypatch):
-    """A reward that took an hour, overwritten by a summary without one. Break: no `scored`."""
+    """A reward that took an hour, overwritten by a summary without one. Break: no look
+    at accuracy and reward in main()."""
     (tmp_path / "export" / "3").mkdir(parents=True)
     found = {"model": str(tmp_path / "export" / "3"), "data": "d", "n": 1, "problems": 4, "length": 5}
     found["truncated_frac"] = 0
@@ -266,14 +267,20 @@ def test_another_measurement_is_not_overwritten(tmp_path):
     shutil.copytree("tiny/llama", tmp_path / "run" / "export" / "3")
     kept = tmp_path / "run" / "eval" / "3.json"
     kept.parent.mkdir()
-    kept.write_text(json.dumps({"data": "tiny@test", "n": 50, "temperature": 0.6, "top_p": 0.9}))
-    model, found = [str(tmp_path / "run")], f"{kept} was measured with"
-    for changed, says in (
-        ({"n": 2}, f"--n 2: {found} --n 50; name"),
-        ({"data": "tiny"}, f"--data tiny: {found}"),
-    ):
-        with pytest.raises(ValueError, match=f"^{says}"):
-            evaluate.prepare(evaluate.Config(model=model, **changed))
+    kept.write_text(
+        json.dumps({"data": "tiny@test", "problems": 2, "n": 50, "temperature": 0.6, "top_p": 0.9})
+    )
+    model, cases = (
+        [str(tmp_path / "run")],
+        (
+            ({"n": 2}, "--n: 2 now, 50 in "),
+            ({"data": "tiny"}, "--data: tiny now, tiny@test in "),
+            ({"limit": 3}, "--limit: 3 now, 2 in "),
+        ),
+    )
+    for changed, says in cases:
+        with pytest.raises(ValueError, match=f"^{says}{kept}; name another file with --out"):
+            evaluate.prepare(evaluate.Config(model=model, **{"limit": 2, **changed}))
     for free in ({}, {"n": 2, "out": str(tmp_path / "a.json")}):
         evaluate.prepare(evaluate.Config(model=model, limit=2, **free))[2].close()
     with pytest.raises(ValueError, match="^--answers .*a.json: is also --out; name two files"):

@@ -175,7 +175,7 @@ def test_workers_that_die_before_they_get_a_request_stop_the_run(monkeypatch, tm
         raise BrokenPipeError
 
     monkeypatch.setattr(workers._Worker, "send", send)
-    with MathVerifier(workers=1) as broken, pytest.raises(RuntimeError, match="3 workers in a row died: see"):
+    with MathVerifier(workers=1) as broken, pytest.raises(RuntimeError, match="4 workers in a row died: see"):
         broken._submit([("grade",)]).result(timeout=60)
 
 

@@ -370,7 +370,7 @@ def test_pairs_of_right_and_wrong_want_zeros_and_ones(train, capsys):
 def test_pairing_without_a_reward(monkeypatch):
     """Another default for everybody else. Break: "bestworst" whatever config.reward is."""
     assert parse_flags(train_dpo.Config, []).pairing is None
-    monkeypatch.setattr(train_dpo, "prepare", lambda config, tasks: pytest.fail(config.pairing))
+    monkeypatch.setattr(train_dpo, "prepare", lambda config: pytest.fail(config.pairing))
     chat = ["--data", "chat=tiny"]  # whose record says what is done
     for flags, expected in (([], "random"), (["--pairing", "all"], "all"), (chat, "bestworst")):
         with pytest.raises(pytest.fail.Exception, match=f"^{expected}$"):

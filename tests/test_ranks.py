@@ -159,7 +159,7 @@ def test_more_ranks_than_gpus(monkeypatch):
         see_one_gpu(0, 2)
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
+@pytest.mark.parametrize("hidden", ["", "-1", "-1,0,1"])
 def test_hidden_gpus_are_no_gpus(monkeypatch, hidden):
     """Ranks on the CPU that are refused for want of GPUs. Break: only "" counts as none."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

@@ -70,7 +70,7 @@ def wandb(monkeypatch):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
 def test_a_missing_package_is_one_line(name, monkeypatch, tmp_path, capsys):
-    """A traceback, or minutes of loading before it. Break: no check_tracker() in check_flags."""
+    """A traceback, or minutes of loading before it. Break: no check_tracker() in prepare."""
     monkeypatch.setattr(run_file, "distributions", lambda name: [])
     monkeypatch.setattr("life.load_tokenizer", lambda *_: pytest.fail("a model is loaded first"))
     with pytest.raises(SystemExit):

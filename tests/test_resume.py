@@ -208,7 +208,7 @@ UNSCORED = SimpleNamespace(usable=lambda prompts, **_: prompts)  # the real one 
 
 def test_the_date_is_that_of_the_runs_start(monkeypatch, tmp_path):
     """A resumed run, its own validation, or a later evaluation whose prompts print another day. Breaks: no
-    run_date() in check_flags(), in rendering(); no "date" in generator_settings(), in validate."""
+    run_date() in prepare(), in rendering(); no "date" in generator_settings(), in validate."""
     days, told, commands = iter(["2024-07-26", "2030-01-01"]), [], []
     load_generator = life.load_generator
 

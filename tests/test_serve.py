@@ -22,6 +22,7 @@ import train_dpo
 import train_grpo
 from generate import Busy, ServedGenerator, Window, check_engine, finished, load_generator
 from model import load_policy
+from ranks import without_torchrun
 from run import read_metrics
 from sync import SyncError, sync
 
@@ -436,11 +437,12 @@ def test_a_dead_server_ends_the_wait(server, policy, prompts, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["train_dpo.py", "api_server"])
 def test_who_is_killed_takes_the_others_along(victim, tmp_path):
-    """A server, or the engine of one, that holds memory after its run. Breaks: no prctl in serve.main; no
+    """A server, or the engine of one, that holds memory after its run. Breaks: no
+    end_with_parent() in serve.main; no
     atexit in Servers."""
     command = f"train_dpo.py {TRAIN} --steps 1000 --run-dir {tmp_path / 'run'} --generator-devices cpu"
     # An engine in this process, of an earlier test, sets some of torchrun's variables.
-    env = {name: value for name, value in os.environ.items() if not name.startswith(serve.TORCHRUNS)}
+    env = without_torchrun()
     trainer = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env)
     wait_for_step(trainer, tmp_path / "run")
     run = psutil.Process(trainer.pid)

@@ -52,3 +52,18 @@ def test_a_temperature_needs_its_seed_model(rows, tmp_path, capsys):
     with pytest.raises(SystemExit):
         temperature.main(["--runs", *rows[1:], "--out", str(tmp_path / "table.md")])
     assert "dpo-1-at-0.6 needs seed-at-0.6 beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ({"100": [(1.0, 0.5)] * 2}, "takes the same two or more checkpoints"),
+        ({"50": [(1.0, 0.5)] * 3, "100": [(1.0, 0.5)] * 3}, "not all answer the same requests"),
+    ],
+)
+def test_runs_measured_unlike_are_refused(rows, tmp_path, capsys, answers, says):
+    """A difference of other checkpoints, or of other requests. Breaks: each check in courses() alone."""
+    keep(tmp_path, "dpo-1-at-1/2", answers, 1)
+    with pytest.raises(SystemExit):
+        temperature.main(["--runs", *rows, "--out", str(tmp_path / "table.md")])
+    assert says in capsys.readouterr().err
