@@ -129,10 +129,10 @@ CLAIMS = [
     Claim("Table 5, earlier model: groups of 4 are worse than groups of 8", "table5", "grpo-4:grpo", "worse"),
     Claim("Table 5, earlier model: groups of 12 are as good as groups of 8",
           "table5", "grpo-12:grpo", "same"),
-    Claim("figure 2, earlier model: length with a fixed reference against a synced one (the paper: it "
+    Claim("figure 2: length with a fixed reference against a synced one (the paper: it "
           "collapses; here it grows with either)",
           "figure2", "fixed-reference:dpo-1", "", "length", file=CURVES),
-    Claim("figure 2, earlier model: reward with a fixed reference against a synced one (the paper: it "
+    Claim("figure 2: reward with a fixed reference against a synced one (the paper: it "
           "falls; here it rises with either)",
           "figure2", "fixed-reference:dpo-1", "", "reward", file=CURVES),
     Claim("figure 2 at four times the learning rate: length, reference fixed against synced",

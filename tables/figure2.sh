@@ -9,6 +9,6 @@ name=${AT}figure2
 for seed in $SEEDS; do
   echo "$name/fixed-reference/$seed train_dpo.py --sync-every 1 --sync-ref-every inf --seed $seed $LONG $DPO"
 done | N=0 bash tables/run.sh
-.venv/bin/python tables/report.py --runs "$TABLE1/dpo-1" "results/$name/fixed-reference" --smooth 10 \
+.venv/bin/python tables/report.py --runs "results/${AT}table1/dpo-1" "results/$name/fixed-reference" --smooth 10 \
   --panels reward length entropy --out "results/$name/curves.png" \
   --compare fixed-reference:dpo-1 --compare-metrics reward length entropy

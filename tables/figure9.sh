@@ -5,6 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tables/scales.sh "$@"
-.venv/bin/python tables/report.py --runs "$TABLE1/dpo-1" "results/${AT}figure2/fixed-reference" --smooth 10 \
+.venv/bin/python tables/report.py --runs "results/${AT}table1/dpo-1" "results/${AT}figure2/fixed-reference" --smooth 10 \
   --panels right_length wrong_length chosen_length rejected_length --out "results/${AT}figure9/curves.png" \
   --compare fixed-reference:dpo-1 --compare-metrics right_length wrong_length chosen_length rejected_length

@@ -50,8 +50,8 @@ case "${1:-laptop}" in
     exit 2
     ;;
 esac
-# The rows of Table 1 that a figure stands beside. At laptop size they are still runs of the earlier model, as
-# the figures' own are (results/README.md); a figure that is made again takes results/table1.
+# The rows of Table 1 that figures 6, 8 and 10, Table 5 and stale_grpo stand beside. At laptop size they are still runs
+# of the earlier model, as the figures' own are (results/README.md); a figure that is made again takes results/table1.
 TABLE1=results/${AT}table1
 [ -n "$AT" ] || TABLE1=results/earlier
 SEEDS=${SEEDS:-0 1 2 3 4} # training seeds, or those given: SEEDS="0 1 2" bash tables/table1.sh
