@@ -228,7 +228,7 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     their scorer (None for answers to requests that are only written to a file).
     """
     check_engine(config.engine)
-    files_of(config, "out"), files_of(config, "answers")
+    both = [[file and file.absolute() for file in files_of(config, flag)] for flag in ("out", "answers")]
     paths, tokenizers = [checkpoint_path(model) for model in config.model], []
     for model, path in zip(config.model, paths, strict=True):
         if not config.out and model != path and (problem := why_not(Path(model) / "eval", folder=True)):
@@ -245,7 +245,7 @@ def prepare(config: Config) -> tuple[list[tuple[str, Any, int, int]], list[Promp
     ]
     if config.greedy and (prompts[0].task == "chat" or config.reward):
         raise ValueError("--greedy: is for problems that are graded right or wrong")
-    if set(files_of(config, "out")) & set(files_of(config, "answers")) - {None}:
+    if any(out and out == answers for out, answers in zip(*both, strict=True)):
         raise ValueError(f"--answers {config.answers}: is also --out; name two files")
     if prompts[0].task == "chat" and config.answers and not (config.reward_model or config.reward):
         return models, prompts, None  # for the judge alone
@@ -282,7 +282,7 @@ def files_of(config: Config, flag: str) -> list[Path | None]:
     pattern = getattr(config, flag)
     if not pattern:
         return [None] * len(config.model)
-    files = [Path(pattern.replace("{}", Path(model).absolute().name)).absolute() for model in config.model]
+    files = [Path(pattern.replace("{}", Path(model).absolute().name)) for model in config.model]
     for file in files:
         if problem := why_not(file, folder=False):
             raise ValueError(f"--{flag} {file}: {problem}")

@@ -204,8 +204,9 @@ def load_policy(
         check_finite(model)
     sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())  # gpt-oss's
     if attention == "varlen" and (sinks or not attends_only(model)):
-        print(f"model: {path}: the varlen kernel cannot compute its layers: --attention sdpa, with padding")
-        model.set_attn_implementation("sdpa")
+        kernel = "eager" if sinks else "sdpa"  # sdpa lacks sinks, too
+        print(f"model: {path}: the varlen kernel cannot compute its layers: {kernel}, with padding")
+        model.set_attn_implementation(kernel)
     return model.to(device).eval()
 
 

@@ -169,6 +169,8 @@ CLAIMS = [
           "losses", "group-dpo-grpo-10:group-dpo-10", "same"),
     Claim("figure 8 at s = 10: entropy with GroupDPO against a single pair (the paper: alike)",
           "losses", "group-dpo-10:dpo-10", "", "entropy", file=CURVES),
+    Claim("figure 9 at the first checkpoint, step 25: right answers are shorter than wrong ones",
+          "figure9", "right:wrong", "lower", "characters", file="lengths.json"),
     Claim("figure 10, earlier model, online: reward with the NLL term per token (the paper: it does not"
           " help)",
           "figure10", "nll-1:dpo-1", "", "reward", file=CURVES),

@@ -43,6 +43,8 @@ CORRECTIONS = {  # of GRPO on stale responses: its colour
 ROWS = {  # the folder of a row's runs: its name in figures and tables, its colour, and a line that is not "-"
     "seed": ("seed model", "#777777"),
     "first": ("its first checkpoint", "#777777"),
+    "right": ("right answers", "#2b3a8c"),
+    "wrong": ("wrong answers", "#bdbdbd"),
     "dpo-inf": ("offline", "#b2182b"),
     "dpo-100": ("s = 100", "#ef8a62"),
     "dpo-10": ("s = 10", "#74add1"),

@@ -255,12 +255,12 @@ def test_layers_that_cannot_be_packed(tmp_path, kind, capsys):
     Lfm2ForCausalLM(Lfm2Config(**sizes)).save_pretrained(tmp_path)
     model = load_policy(str(tmp_path), attention="varlen")
     assert model_file.packs(model) == (kind == "full_attention")
-    assert ("--attention sdpa" in capsys.readouterr().out) == (kind == "conv")
+    assert ("layers: sdpa, with" in capsys.readouterr().out) == (kind == "conv")
 
 
-def test_sinks_turn_to_sdpa(tmp_path, capsys):
-    """gpt-oss that ends in its first forward on a GPU, by a flag that nobody gave. Break: no `sinks` in
-    load_policy."""
+def test_sinks_turn_to_eager(tmp_path, capsys):
+    """gpt-oss that ends in its first forward on a GPU, by a flag that nobody gave. Breaks: no `sinks` in
+    load_policy; "sdpa" for it, which transformers refuses."""
     sizes = {
         "vocab_size": 90,
         "hidden_size": 16,
@@ -270,8 +270,9 @@ def test_sinks_turn_to_sdpa(tmp_path, capsys):
     }
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
     GptOssForCausalLM(GptOssConfig(**sizes)).save_pretrained(tmp_path)
-    assert not model_file.packs(load_policy(str(tmp_path), attention="varlen"))
-    assert "the varlen kernel cannot compute its layers" in capsys.readouterr().out
+    model = load_policy(str(tmp_path), attention="varlen")
+    assert model.config._attn_implementation == "eager" and not model_file.packs(model)
+    assert "the varlen kernel cannot compute its layers: eager" in capsys.readouterr().out
 
 
 def test_attention_that_the_packed_kernel_lacks():
