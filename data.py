@@ -434,11 +434,8 @@ def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[
     """
     if len(items) < CACHED_FROM or os.environ.get("SEMI_ONLINE_CACHE") == "off":
         return compute()
-    content = hashlib.sha256()
-    for part in chain(rest(), items):
-        content.update(json.dumps(part).encode() + b"\n")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "semi-online"
-    path = folder / f"{what}-{content.hexdigest()[:32]}.json"
+    path = folder / f"{what}-{json_hash(chain(rest(), items))[:32]}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))["value"]
     except FileNotFoundError:
@@ -455,6 +452,14 @@ def cached(what: str, items: list, rest: Callable[[], list], compute: Callable[[
     except OSError as error:
         print(f"data: {path} cannot be written ({error.strerror}); the next start computes it again")
     return value
+
+
+def json_hash(values: Iterable[Any]) -> str:
+    """A hash of JSON values, in order."""
+    content = hashlib.sha256()
+    for value in values:
+        content.update(json.dumps(value).encode() + b"\n")
+    return content.hexdigest()
 
 
 def prompt_id(text: str) -> str:
@@ -607,12 +612,9 @@ class PromptIterator:
     @cached_property
     def content(self) -> str:
         """A hash of all that the prompts hold, but data_source: a path may be written in another way."""
-        content = hashlib.sha256()
-        for prompt in self.prompts:
-            row = {name: value for name, value in prompt.row.items() if name != "data_source"}
-            held = [prompt.id, prompt.messages, prompt.answer, row]
-            content.update(json.dumps(held).encode() + b"\n")
-        return content.hexdigest()[:16]
+        rows = ({k: v for k, v in prompt.row.items() if k != "data_source"} for prompt in self.prompts)
+        held = ([p.id, p.messages, p.answer, row] for p, row in zip(self.prompts, rows, strict=True))
+        return json_hash(held)[:16]
 
     def state_dict(self) -> dict:
         """The same on every rank and for every `world`: a run may resume on another number of ranks."""

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -201,6 +202,7 @@ def of_time(watch: Stopwatch) -> dict:
     }
 
 
+@cache  # the page of a run asks for each key
 def glossary() -> dict[str, str]:
     """{metric: its meaning}, from the table "Every metric" of docs/metrics.md."""
     table = PAGE.read_text(encoding="utf-8").split("## Every metric\n")[1].split("\n## ")[0]

@@ -78,7 +78,7 @@ def differences_to_tell(found: dict[str, dict[str, dict]], known: list[str]) -> 
     """
 
     def at(label, place):
-        return {s: {key: run[sorted(run)[place]][key] for key in known} for s, run in found[label].items()}
+        return {s: {key: run[[*run][place]][key] for key in known} for s, run in found[label].items()}
 
     differences = {}
     for label in found:
@@ -97,12 +97,12 @@ def main(args: list[str] | None = None) -> None:
         found = courses(config.runs)
         runs = [run for seeds in found.values() for run in seeds.values()]
         known = [key for key in REWARDS if all(key in at for run in runs for at in run.values())]
-        steps, lines = sorted({step for run in runs for step in run}), []
+        steps, lines = [*runs[0]], []  # courses() has checked that all runs have these
         for key in known:
             for label, seeds in found.items():
                 cells = [row_name(label)[0], key, str(len(seeds))]
                 for step in steps:
-                    at = [run[step][key] for run in seeds.values() if step in run]
+                    at = [run[step][key] for run in seeds.values()]
                     # before training there is one model, which was measured once
                     cells.append(with_interval(over(at)) if step else f"{fmean(at[0]):.2f}")
                 lines.append(cells)
